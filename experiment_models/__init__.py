@@ -1,0 +1,1 @@
+"""Architectures, as YAML: <family>/<experiment>/<component>.yaml."""

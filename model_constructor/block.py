@@ -1,0 +1,328 @@
+"""Block: the tree of a model file -> what its author declared, level by level, with every expression parsed.
+
+A file and an inline block have the same shape, so both become a `Block`. Names are checked for clashes here; what they
+refer to is the graph's business.
+"""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .config import check_keys
+from .errors import ConfigError, Place, Problem, nearest
+from .expressions import Expression, parse
+from .names import DTYPES, PLAIN_FUNCTIONS, TAKEN
+from .source import Node, read_file
+
+BLOCK_KEYS = ("params", "inputs", "blocks", "modules", "graph", "outputs")
+FILE_KEYS = ("schema_version", "imports", *BLOCK_KEYS)
+PARAM_TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "list": list}
+
+Value = Expression | list["Value"] | dict[str, "Value"]  # of a node, an output, or a module
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Param:
+    """A name with a default, or with a bare type when the caller has to give the value."""
+
+    default: Any
+    required: type | None
+    place: Place
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Input:
+    """`shape` holds one expression per dimension, `...` first where any number may lead; None means `any`."""
+
+    shape: tuple[Expression | int | None, ...] | None  # an entry None stands for the leading ...
+    dtype: str | None
+    optional: bool
+    place: Place
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statement:
+    """A node of the graph: `targets` are the names it binds ("_" discards)."""
+
+    key: str
+    targets: tuple[str, ...]
+    value: Value
+    place: Place
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """One level of a model as it was written. `parent` is the level around it, whose blocks it may use."""
+
+    name: str
+    node: Node
+    parent: Block | None
+    params: dict[str, Param] = field(default_factory=dict)
+    inputs: dict[str, Input] = field(default_factory=dict)
+    blocks: dict[str, Block] = field(default_factory=dict)
+    modules: dict[str, Value] = field(default_factory=dict)
+    graph: dict[str, Statement] = field(default_factory=dict)
+    outputs: Value | None = None
+    symbols: dict[str, Place] = field(default_factory=dict)
+    module_places: dict[str, Place] = field(default_factory=dict)
+
+    def find_block(self, name: str) -> Block | None:
+        """A block by name, on this level or one around it."""
+        level: Block | None = self
+        while level is not None:
+            if name in level.blocks:
+                return level.blocks[name]
+            level = level.parent
+        return None
+
+    def visible_blocks(self) -> dict[str, Block]:
+        return {**(self.parent.visible_blocks() if self.parent else {}), **self.blocks}
+
+    def values(self) -> set[str]:
+        """The names that stand for values in the graph."""
+        nodes = {target for statement in self.graph.values() for target in statement.targets}
+        return {*self.params, *self.inputs, *self.symbols, *nodes} - {"_"}
+
+    def levels(self) -> Iterator[Block]:
+        yield self
+        for block in self.blocks.values():
+            yield from block.levels()
+
+
+def read_block(node: Node, base: Path) -> Block:
+    """The declarations of a whole file; `base` is the folder that paths in `blocks:` are relative to.
+
+    Raises ConfigError with everything that is wrong with the form of the file.
+    """
+    reader = _Reader()
+    block = reader.block(node, "model", None, base, (), FILE_KEYS)
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return block
+
+
+def expressions(value: Value) -> Iterator[Expression]:
+    """Every expression in a value, in the order written."""
+    if isinstance(value, Expression):
+        yield value
+    else:
+        for entry in value if isinstance(value, list) else value.values():
+            yield from expressions(entry)
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def complain(self, message: str, place: Place | None, hint: str = "") -> None:
+        self.problems.append(Problem(message, place, hint))
+
+    def block(
+        self, node: Node, name: str, parent: Block | None, base: Path, files: tuple[Path, ...], keys: tuple[str, ...]
+    ) -> Block:
+        block = Block(name, node, parent)
+        if not isinstance(node.value, dict):
+            self.complain(f"{name} has to be a mapping with the keys {', '.join(BLOCK_KEYS)}.", node.place)
+            return block
+        what = "a model file" if keys is FILE_KEYS else f"the block '{name}'"
+        self.problems += check_keys(node, keys, what)
+        if keys is FILE_KEYS:
+            self._version(node)
+        if "outputs" not in node.value:
+            self.complain(f"{what} needs the key 'outputs'.", node.place)
+        for key, place, entry in self._entries(node, "params"):
+            block.params[key] = self._param(entry, place)
+        for key, place, entry in self._entries(node, "inputs"):
+            block.inputs[key] = self._input(key, entry, place, block)
+        for key, place, entry in self._entries(node, "blocks"):
+            block.blocks[key] = self._inner(entry, key, place, block, base, files)
+        for key, place, entry in self._entries(node, "modules"):
+            block.modules[key] = self.value(entry)
+            block.module_places[key] = place
+        for key, place, entry in self._entries(node, "graph"):
+            targets = tuple(part.strip() for part in key.split(","))
+            block.graph[key] = Statement(key, targets, self.value(entry), place)
+        if "outputs" in node.value:
+            block.outputs = self.value(node.value["outputs"])
+        self._check_names(block)
+        return block
+
+    def value(self, node: Node) -> Value:
+        if isinstance(node.value, list):
+            return [self.value(entry) for entry in node.value]
+        if isinstance(node.value, dict):
+            return {key: self.value(entry) for key, entry in node.value.items()}
+        try:
+            return parse(node)
+        except ConfigError as error:
+            self.problems += error.problems
+            return []
+
+    def _version(self, node: Node) -> None:
+        assert isinstance(node.value, dict)
+        version = node.value.get("schema_version")
+        if version is None:
+            self.complain("the key 'schema_version' is missing.", node.place, "begin the file with 'schema_version: 2'")
+        elif version.value != 2 or isinstance(version.value, bool):
+            self.complain(f"schema_version {version.text} is not known.", version.place, "this version reads 2")
+
+    def _entries(self, node: Node, key: str) -> Iterator[tuple[str, Place, Node]]:
+        assert isinstance(node.value, dict)
+        section = node.value.get(key)
+        if section is None or section.value is None:
+            return
+        if not isinstance(section.value, dict):
+            self.complain(f"'{key}' has to be a mapping of names.", section.place)
+            return
+        for name, entry in section.value.items():
+            yield name, section.key_place(name), entry
+
+    def _param(self, node: Node, place: Place) -> Param:
+        if isinstance(node.value, dict):
+            self.complain("a param is a number, bool, string, null or list.", node.place)
+        required = PARAM_TYPES.get(node.text) if not node.style and isinstance(node.value, str) else None
+        return Param(node.plain, required, place)
+
+    def _input(self, name: str, node: Node, place: Place, block: Block) -> Input:
+        shape_node, dtype, optional = node, None, False
+        if isinstance(node.value, dict):
+            self.problems += check_keys(node, ("shape", "dtype", "optional"), f"the input '{name}'")
+            dtype_node, optional_node = node.value.get("dtype"), node.value.get("optional")
+            if dtype_node is not None:
+                dtype = dtype_node.text
+                if dtype not in DTYPES:
+                    self.complain(f"no dtype is called '{dtype}'.", dtype_node.place, nearest(dtype, DTYPES))
+            if optional_node is not None:
+                optional = optional_node.value is True
+                if not isinstance(optional_node.value, bool):
+                    self.complain("'optional' is true or false.", optional_node.place)
+            if "shape" not in node.value:
+                self.complain(f"the input '{name}' needs the key 'shape'.", place, "a list such as [B, T, dim], or any")
+                return Input(None, dtype, optional, place)
+            shape_node = node.value["shape"]
+        if shape_node.value == "any":
+            return Input(None, dtype, optional, place)
+        if not isinstance(shape_node.value, list):
+            hint = "a list such as [B, T, dim], the word any, or {shape: [...], dtype: ..., optional: true}"
+            self.complain(f"the input '{name}' needs a shape.", shape_node.place, hint)
+            return Input(None, dtype, optional, place)
+        return Input(tuple(self._shape(shape_node.value, block)), dtype, optional, place)
+
+    def _shape(self, entries: list[Node], block: Block) -> Iterator[Expression | int | None]:
+        for position, entry in enumerate(entries):
+            if entry.text == "..." and position == 0:
+                yield None
+            elif isinstance(entry.value, int) and not isinstance(entry.value, bool):
+                if entry.value < 0:
+                    self.complain("a size cannot be negative.", entry.place)
+                yield entry.value
+            elif isinstance(entry.value, str) and entry.text != "...":
+                try:
+                    expression = parse(entry)
+                except ConfigError as error:
+                    self.problems += error.problems
+                    continue
+                for name in expression.names():
+                    if name.id not in block.params and name.id not in PLAIN_FUNCTIONS:
+                        block.symbols.setdefault(name.id, expression.place(name))
+                yield expression
+            else:
+                hint = "'...' may only come first" if entry.text == "..." else ""
+                self.complain("an entry of a shape is a number, a name, or an expression of these.", entry.place, hint)
+
+    def _inner(self, node: Node, name: str, place: Place, parent: Block, base: Path, files: tuple[Path, ...]) -> Block:
+        if not isinstance(node.value, str):
+            return self.block(node, name, parent, base, files, BLOCK_KEYS)
+        path = base / node.value
+        if path.resolve() in files:
+            chain = " -> ".join(str(file) for file in (*files, path))
+            self.complain(f"the block '{name}' contains itself: {chain}.", node.place)
+            return Block(name, node, None)
+        try:
+            tree = read_file(path)
+        except ConfigError as error:
+            for problem in error.problems:
+                self.complain(problem.message, problem.place or node.place, problem.hint)
+            return Block(name, node, None)
+        return self.block(tree, name, None, path.parent, (*files, path.resolve()), FILE_KEYS)
+
+    def _check_names(self, block: Block) -> None:
+        first: dict[str, Place] = {}
+        for name, place in _named(block):
+            if name == "_":
+                continue
+            if not name.isidentifier() or keyword.iskeyword(name):
+                self.complain(f"'{name}' is not a name: letters, digits and _ only, no keyword of Python.", place)
+            elif name in TAKEN:
+                self.complain(f"the name '{name}' is taken by the dialect.", place, "choose another name")
+            elif name.startswith("_"):
+                self.complain(f"the name '{name}' begins with an underscore.", place, "choose another name")
+            elif hasattr(nn.Module, name):
+                self.complain(f"'{name}' is an attribute of nn.Module.", place, "choose another name")
+            elif name in first:
+                hint = f"first at {first[name]}; params, inputs, symbols, modules and nodes share their names"
+                self.complain(f"the name '{name}' stands here twice.", place, hint)
+            first.setdefault(name, place)
+        seen_optional = ""
+        for name, declared in block.inputs.items():
+            if declared.optional:
+                seen_optional = name
+            elif seen_optional:
+                hint = f"'{seen_optional}' before it may be left out: move optional inputs to the end"
+                self.complain(f"the input '{name}' is not optional.", declared.place, hint)
+
+
+def _named(block: Block) -> Iterator[tuple[str, Place]]:
+    for name, param in block.params.items():
+        yield name, param.place
+    for name, declared in block.inputs.items():
+        yield name, declared.place
+    yield from block.symbols.items()
+    yield from block.module_places.items()
+    for statement in block.graph.values():
+        for target in statement.targets:
+            yield target, statement.place
+
+
+def bind_params(block: Block, given: Mapping[str, Any], places: Mapping[str, Place | None]) -> dict[str, Any]:
+    """The value of each param of a block: what the caller gives, else the default. Raises ConfigError."""
+    problems = []
+    for name in given:
+        if name not in block.params:
+            hint = nearest(name, block.params) or "it has no params"
+            problems.append(Problem(f"'{block.name}' has no param '{name}'.", places.get(name), hint))
+    values = {}
+    for name, param in block.params.items():
+        if name in given:
+            values[name] = given[name]
+            expected = param.required or (None if param.default is None else type(param.default))
+            if expected and not _fits(given[name], expected, strict=param.required is not None):
+                message = f"the param '{name}' of '{block.name}' is {given[name]!r}; it has to be {_article(expected)}."
+                problems.append(Problem(message, places.get(name), f"declared at {param.place}"))
+        elif param.required:
+            hint = f"declared at {param.place} without a default: give it, as in {block.name}({name}=...)"
+            problems.append(Problem(f"'{block.name}' needs the param '{name}'.", places.get(""), hint))
+        else:
+            values[name] = param.default
+    if problems:
+        raise ConfigError(problems)
+    return values
+
+
+def _fits(value: Any, expected: type, strict: bool) -> bool:
+    """A declared type is strict; a default only says number, string, ...: 1 does not forbid 1.5, nor anything null."""
+    if isinstance(value, bool) or expected is bool:
+        return isinstance(value, expected)
+    if expected is float or (expected is int and not strict):
+        return isinstance(value, int | float) or (value is None and not strict)
+    return isinstance(value, expected) or (value is None and not strict)
+
+
+def _article(expected: type) -> str:
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a string", list: "a list"}[expected]

@@ -1,0 +1,26 @@
+"""Embeddings of positions and times."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Cosines and sines of a value at dim / 2 geometric frequencies, 1 to 1 / max_period (Vaswani et al. 2017, 3.5)."""
+
+    def __init__(self, dim: int, max_period: float = 10_000.0) -> None:
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"dim {dim} is odd; half of it are cosines, half sines")
+        self.dim = dim
+        self.max_period = max_period
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [...] -> [..., dim], cosines first."""
+        half = self.dim // 2
+        exponents = torch.arange(half, device=x.device, dtype=torch.float32) / half
+        angles = x[..., None].float() * torch.exp(-math.log(self.max_period) * exponents)
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -1,0 +1,275 @@
+"""Build: a model file -> GraphModel, through the stages in their order."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from .block import Block, Value, bind_params, read_block
+from .compiler import compile_class
+from .errors import ConfigError, Place, Problem, nearest
+from .expressions import Expression, evaluate
+from .graph import build_graph, check_names
+from .model import GraphModel, Member, Namespace, add_members
+from .names import find_type, initialisers
+from .source import Node, read_file, read_text
+
+MAX_REPEAT = 10_000
+
+
+def build_model(
+    source: str | Path | Mapping[str, Any],
+    *,
+    params: Mapping[str, Any] | None = None,
+    allow_imports: Sequence[str] = (),
+) -> GraphModel:
+    """Build the model that a YAML file describes.
+
+    source: the file's path, or a document of plain values such as `GraphModel.spec`.
+    params: values for the file's `params`, in place of its defaults.
+    allow_imports: packages that the file's `imports` may name; no file can import what is not allowed here.
+
+    Raises ConfigError with all problems of the first stage that finds any, each with file, line and column.
+    """
+    tree = _read(source)
+    _import(tree, allow_imports)
+    block = read_block(tree, Path(source).parent if isinstance(source, str | Path) else Path())
+    check_names(block)
+    values = bind_params(block, params or {}, {"": tree.place})
+    return _instantiate(block, values, ())
+
+
+def _read(source: str | Path | Mapping[str, Any]) -> Node:
+    if isinstance(source, Mapping):
+        text = yaml.safe_dump(dict(source), sort_keys=False, allow_unicode=True, width=110)
+        return read_text(text, "<specification>")
+    return read_file(source)
+
+
+def _import(tree: Node, allowed: Sequence[str]) -> None:
+    """Import the modules that a file names, so that they can register their types and ops."""
+    section = tree.value.get("imports") if isinstance(tree.value, dict) else None
+    if section is None:
+        return
+    if not isinstance(section.value, list):
+        raise ConfigError(Problem("'imports' is a list of Python modules.", section.place))
+    problems = []
+    for entry in section.value:
+        name = entry.text
+        if not any(name == package or name.startswith(f"{package}.") for package in allowed):
+            hint = f"the caller has to allow it: build_model(..., allow_imports=({name.split('.')[0]!r},))"
+            problems.append(Problem(f"the import of '{name}' is not allowed.", entry.place, hint))
+    if problems:
+        raise ConfigError(problems)
+    for entry in section.value:
+        try:
+            importlib.import_module(entry.text)
+        except ImportError as error:
+            raise ConfigError(Problem(f"'{entry.text}' cannot be imported: {error}.", entry.place)) from error
+
+
+def _instantiate(block: Block, params: dict[str, Any], inside: tuple[Block, ...]) -> GraphModel:
+    graph = build_graph(block, params)
+    builder = _Builder(block, params, (*inside, block))
+    members = {
+        name: builder.member(value, block.module_places[name])
+        for name, value in block.modules.items()
+        if name in graph.modules
+    }
+    for name, member in members.items():
+        if not isinstance(member, nn.Module | Member):
+            raise ConfigError(Problem(f"'{name}' builds no module.", block.module_places[name]))
+    objects = {name: member.tensor if isinstance(member, Member) else member for name, member in members.items()}
+    return compile_class(graph, objects, GraphModel)(block, params, members)
+
+
+class _Builder:
+    """Builds the modules of one use of a block: its constructor expressions over the values of its params."""
+
+    def __init__(self, block: Block, params: Mapping[str, Any], inside: tuple[Block, ...]) -> None:
+        self.block = block
+        self.params = params
+        self.inside = inside
+
+    def member(self, value: Value, place: Place) -> Any:
+        if isinstance(value, Expression):
+            return self.build(value, value.tree, self.params)
+        if isinstance(value, list):
+            return nn.ModuleList([self.member(entry, place) for entry in value])
+        namespace = Namespace()
+        entries = {}
+        for name, entry in value.items():
+            if not name.isidentifier() or hasattr(nn.Module, name):
+                raise ConfigError(Problem(f"'{name}' cannot name an entry of a namespace.", place))
+            entries[name] = self.member(entry, place)
+        add_members(namespace, entries)
+        return namespace
+
+    def build(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any]) -> Any:
+        """The module (or parameter, buffer) that a constructor expression describes."""
+        match tree:
+            case ast.IfExp():
+                chosen = tree.body if evaluate(expression, values, tree.test) else tree.orelse
+                return self.build(expression, chosen, values)
+            case ast.BinOp(op=ast.RShift()):
+                return nn.Sequential(*self._chain(expression, tree, values))
+            case ast.BinOp(op=ast.Mult()):
+                return self._repeat(expression, tree, values)
+            case ast.List():
+                return nn.ModuleList([self.build(expression, entry, values) for entry in tree.elts])
+            case ast.Call(func=ast.Name()):
+                return self._construct(expression, tree, values)
+        hint = "write Type(...), a chain A() >> B(), or a list Type(...) * n"
+        raise ConfigError(Problem("a module is built by a constructor.", expression.place(tree), hint))
+
+    def _chain(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any]) -> list[nn.Module]:
+        if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.RShift):
+            return [*self._chain(expression, tree.left, values), *self._chain(expression, tree.right, values)]
+        return [self.build(expression, tree, values)]
+
+    def _repeat(self, expression: Expression, tree: ast.BinOp, values: Mapping[str, Any]) -> nn.ModuleList:
+        count = evaluate(expression, values, tree.right)
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_REPEAT:
+            message = f"a repeat count is an integer from 0 to {MAX_REPEAT}; this is {count!r}."
+            raise ConfigError(Problem(message, expression.place(tree.right)))
+        return nn.ModuleList([self.build(expression, tree.left, {**values, "index": i}) for i in range(count)])
+
+    def _construct(self, expression: Expression, tree: ast.Call, values: Mapping[str, Any]) -> Any:
+        assert isinstance(tree.func, ast.Name)
+        name = tree.func.id
+        if name in ("Param", "Buffer"):
+            return self._tensor(expression, tree, values, is_buffer=name == "Buffer")
+        inner = self.block.find_block(name)
+        if inner is not None:
+            return self._block(expression, tree, inner, values)
+        kind = find_type(name)
+        if kind is None:
+            hint = "write Type(...), a chain A() >> B(), or a list Type(...) * n"
+            raise ConfigError(Problem(f"'{name}' builds no module.", expression.place(tree), hint))
+        arguments = [self._argument(expression, argument, values) for argument in tree.args]
+        keywords: dict[str, Any] = {}
+        for keyword in tree.keywords:
+            if keyword.arg is None:
+                hint = "'**params' passes params to a block; to a type, write each argument out"
+                raise ConfigError(Problem(f"'{name}' is not a block.", expression.place(keyword.value), hint))
+            keywords[keyword.arg] = self._argument(expression, keyword.value, values)
+        _check_signature(expression, tree, name, kind, arguments, keywords)
+        try:
+            return kind(*arguments, **keywords)
+        except Exception as error:
+            message = f"{name} cannot be built: {type(error).__name__}: {error}"
+            raise ConfigError(Problem(message, expression.place(tree))) from error
+
+    def _argument(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any]) -> Any:
+        return (
+            self.build(expression, tree, values) if self._is_constructor(tree) else evaluate(expression, values, tree)
+        )
+
+    def _is_constructor(self, tree: ast.expr) -> bool:
+        match tree:
+            case ast.Call(func=ast.Name(id=name)):
+                return bool(self.block.find_block(name) or find_type(name))
+            case ast.BinOp(op=ast.RShift()):
+                return True
+            case ast.BinOp(op=ast.Mult()):
+                return self._is_constructor(tree.left)
+            case ast.IfExp():
+                return self._is_constructor(tree.body) or self._is_constructor(tree.orelse)
+            case ast.List(elts=[first, *_]):
+                return self._is_constructor(first)
+        return False
+
+    def _block(self, expression: Expression, tree: ast.Call, inner: Block, values: Mapping[str, Any]) -> GraphModel:
+        place = expression.place(tree)
+        if tree.args:
+            hint = f"its params: {', '.join(inner.params) or 'none'}"
+            raise ConfigError(Problem(f"the params of '{inner.name}' are given by keyword.", place, hint))
+        if inner in self.inside:
+            chain = " -> ".join(block.name for block in (*self.inside, inner))
+            raise ConfigError(Problem(f"the block '{inner.name}' contains itself: {chain}.", place))
+        given: dict[str, Any] = {}
+        places: dict[str, Place | None] = {"": place}
+        for keyword in tree.keywords:
+            if keyword.arg is not None:
+                given[keyword.arg] = evaluate(expression, values, keyword.value)
+                places[keyword.arg] = expression.place(keyword.value)
+            elif not isinstance(keyword.value, ast.Name) or keyword.value.id != "params":
+                hint = "'**params' passes every param of this block that the other declares too"
+                raise ConfigError(Problem("only '**params' can follow '**'.", expression.place(keyword.value), hint))
+        if any(keyword.arg is None for keyword in tree.keywords):
+            given = {**{name: self.params[name] for name in self.params if name in inner.params}, **given}
+        return _instantiate(inner, bind_params(inner, given, places), self.inside)
+
+    def _tensor(self, expression: Expression, tree: ast.Call, values: Mapping[str, Any], is_buffer: bool) -> Member:
+        """Param(...) or Buffer(...): sizes filled by `init`, or one value."""
+        name = "Buffer" if is_buffer else "Param"
+        known = ("init", "persistent") if is_buffer else ("init", "requires_grad")
+        options: dict[str, ast.expr] = {}
+        for keyword in tree.keywords:
+            if keyword.arg not in known:
+                place = expression.place(keyword.value)
+                raise ConfigError(
+                    Problem(f"'{name}' has no argument '{keyword.arg}'.", place, nearest(keyword.arg, known))
+                )
+            options[keyword.arg] = keyword.value
+        arguments = [evaluate(expression, values, argument) for argument in tree.args]
+        flag = evaluate(expression, values, options[known[1]]) if known[1] in options else True
+        if all(isinstance(size, int) and not isinstance(size, bool) for size in arguments):
+            tensor = torch.zeros(arguments)
+            if "init" in options:
+                self._fill(expression, tensor, options["init"], values)
+        elif len(arguments) == 1 and isinstance(arguments[0], torch.Tensor | list | float):
+            if "init" in options:
+                message = f"'{name}' has a value already; 'init' fills sizes."
+                raise ConfigError(Problem(message, expression.place(options["init"])))
+            tensor = torch.as_tensor(arguments[0])
+        else:
+            hint = f"{name}(2, 3) has a shape, {name}(zeros(2, 3)) or {name}([1.0, 2.0]) a value"
+            raise ConfigError(Problem(f"'{name}' takes sizes, or one value.", expression.place(tree), hint))
+        if is_buffer:
+            return Member(tensor, is_buffer=True, persistent=bool(flag))
+        return Member(nn.Parameter(tensor, requires_grad=bool(flag)))
+
+    def _fill(self, expression: Expression, tensor: torch.Tensor, tree: ast.expr, values: Mapping[str, Any]) -> None:
+        called = tree.func if isinstance(tree, ast.Call) else tree
+        if not isinstance(called, ast.Name) or called.id not in initialisers():
+            written = ast.unparse(called)
+            hint = nearest(written, initialisers())
+            raise ConfigError(Problem(f"no initialiser is called '{written}'.", expression.place(called), hint))
+        arguments = [evaluate(expression, values, argument) for argument in getattr(tree, "args", [])]
+        keywords = {k.arg: evaluate(expression, values, k.value) for k in getattr(tree, "keywords", []) if k.arg}
+        try:
+            initialisers()[called.id](tensor, *arguments, **keywords)
+        except Exception as error:
+            message = f"{called.id} cannot fill this: {type(error).__name__}: {error}"
+            raise ConfigError(Problem(message, expression.place(tree))) from error
+
+
+def _check_signature(
+    expression: Expression, tree: ast.Call, name: str, kind: Any, arguments: list[Any], keywords: dict[str, Any]
+) -> None:
+    """Say which argument is wrong, before the constructor is called."""
+    try:
+        signature = inspect.signature(kind)
+    except (TypeError, ValueError):
+        return
+    parameters = signature.parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for keyword in tree.keywords:
+        if keyword.arg not in parameters and not takes_any:
+            place = expression.place(keyword.value)
+            raise ConfigError(
+                Problem(f"'{name}' has no argument '{keyword.arg}'.", place, nearest(keyword.arg, parameters))
+            )
+    try:
+        signature.bind(*arguments, **keywords)
+    except TypeError as error:
+        raise ConfigError(Problem(f"{name}: {error}.", expression.place(tree), f"{name}{signature}")) from None

@@ -1,0 +1,636 @@
+"""Compiler: a graph and its modules -> the Python function `forward`, and one class per distinct function.
+
+The function is built as a syntax tree whose nodes carry the positions of the YAML file, so that every tool that reads
+tracebacks points there. It is what a person would have written; nothing is interpreted when the model runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import einops
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .block import Block, Input, Statement, Value, bind_params
+from .errors import ConfigError, Problem, nearest
+from .expressions import Expression, evaluate, is_plain
+from .graph import Graph, build_graph, is_build_time
+from .names import (
+    ATTRIBUTES,
+    CONSTANTS,
+    CREATION_OPS,
+    DTYPES,
+    METHODS,
+    OPS,
+    PLAIN_FUNCTIONS,
+    takes_training,
+    torch_ops,
+)
+from .source import remember_lines
+
+_MODULES: dict[str, Any] = {"torch": torch, "F": F, "math": math, "einops": einops}
+_classes: dict[tuple, type] = {}
+_functions: dict[tuple, Callable[..., Any]] = {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compiled:
+    """A function of a block: its tree (positions in the YAML file), the file, and the globals it reads."""
+
+    tree: ast.FunctionDef
+    file: str
+    scope: dict[str, Any]
+    helpers: tuple[Compiled, ...]  # blocks without modules, compiled to functions of their own
+    needs_training: bool
+
+    @property
+    def code(self) -> str:
+        return "\n\n\n".join([*(helper.code for helper in self.helpers), ast.unparse(self.tree)])
+
+    def key(self) -> tuple:
+        scope = tuple(sorted((name, id(value)) for name, value in self.scope.items()))
+        return (self.file, ast.dump(self.tree, include_attributes=True), scope)
+
+    def function(self) -> Callable[..., Any]:
+        """The compiled function; equal trees give the same function object."""
+        key = self.key()
+        if key not in _functions:
+            module = ast.Module(body=[self.tree], type_ignores=[])
+            scope = dict(self.scope)
+            exec(compile(module, self.file, "exec"), scope)
+            _functions[key] = scope[self.tree.name]
+        return _functions[key]
+
+
+def compile_class(graph: Graph, modules: dict[str, Any], base: type) -> type:
+    """A subclass of `base` whose `forward` runs the graph. Equal graphs share one class."""
+    compiled = _Lowering(graph, modules, function_name="forward", is_method=True).compiled()
+    outputs = graph.block.outputs
+    returns = len(outputs) if isinstance(outputs, list) else None
+    key = (base, graph.block.name, tuple(graph.block.inputs), returns, compiled.key())
+    if key not in _classes:
+        members = {
+            "__module__": base.__module__,
+            "__doc__": f"The block '{graph.block.name}' of {graph.block.node.source.name}.",
+            "forward": compiled.function(),
+            "inputs": tuple(graph.block.inputs),
+            "returns": returns,
+            "compiled": compiled,
+        }
+        _classes[key] = type(graph.block.name, (base,), members)
+    return _classes[key]
+
+
+def has_modules(block: Block) -> bool:
+    return bool(block.modules)
+
+
+@dataclass(slots=True)
+class _Member:
+    """The target of a path into modules: the object, the code that reads it, and the steps that follow a tensor."""
+
+    object: Any
+    code: ast.expr
+    rest: list[ast.Attribute | ast.Subscript] = field(default_factory=list)
+
+
+class _Lowering:
+    """Lowers the expressions of one graph to Python statements."""
+
+    def __init__(self, graph: Graph, modules: dict[str, Any], function_name: str, is_method: bool) -> None:
+        self.graph = graph
+        self.block = graph.block
+        self.params = graph.params
+        self.modules = modules
+        self.function_name = function_name
+        self.is_method = is_method
+        self.locals = {*self.block.values(), "self"} - self.params.keys()
+        self.scope: dict[str, Any] = {}
+        self.helpers: dict[tuple, tuple[str, Compiled]] = {}
+        self.statements: list[ast.stmt] = []
+        self.symbols_read: set[str] = set()
+        self.needs_training = False
+        self.expression: Expression | None = None  # the one being lowered
+
+    def compiled(self) -> Compiled:
+        for statement in self.graph.order:
+            self._statement(statement)
+        assert self.block.outputs is not None
+        self._emit(ast.Return(self._value(self.block.outputs)))
+        body = [*self._symbols(), *self.statements]
+        tree = ast.FunctionDef(self.function_name, self._signature(), body, [], None)
+        place = self.block.node.place
+        tree.lineno, tree.col_offset = place.line, place.column - 1
+        tree.end_lineno, tree.end_col_offset = place.line, place.column - 1
+        ast.fix_missing_locations(tree)
+        helpers = tuple(helper for _, helper in self.helpers.values())
+        return Compiled(tree, remember_lines(self.block.node.source), self.scope, helpers, self.needs_training)
+
+    # the frame of the function
+
+    def _signature(self) -> ast.arguments:
+        names = (["self"] if self.is_method else []) + list(self.block.inputs)
+        defaults: list[ast.expr] = [ast.Constant(None) for declared in self.block.inputs.values() if declared.optional]
+        flag = [ast.arg("training")] if self.needs_training and not self.is_method else []
+        return ast.arguments([], [ast.arg(name) for name in names], None, flag, [None] * len(flag), None, defaults)
+
+    def _symbols(self) -> list[ast.stmt]:
+        """Statements that read the symbols in use off the shapes of the inputs."""
+        wanted = {name: self._binding(name) for name in self.block.symbols if name in self.symbols_read}
+        statements: list[ast.stmt] = []
+        for input_name, declared in self.block.inputs.items():
+            here = {name: dim for name, (source, dim) in wanted.items() if source == input_name}
+            if not here:
+                continue
+            shape: ast.expr = ast.Attribute(_load(input_name), "shape", ast.Load())
+            if len(here) > 1 and declared.shape and declared.shape[0] is not None and not declared.optional:
+                by_dim = {dim: name for name, dim in here.items()}
+                targets: list[ast.expr] = [_store(by_dim.get(dim, "_")) for dim in range(len(declared.shape))]
+                statements.append(ast.Assign([ast.Tuple(targets, ast.Store())], shape))
+                continue
+            for name, dim in here.items():
+                size: ast.expr = ast.Subscript(shape, ast.Constant(dim), ast.Load())
+                if declared.optional:
+                    given = ast.Compare(_load(input_name), [ast.IsNot()], [ast.Constant(None)])
+                    size = ast.IfExp(given, size, ast.Constant(None))
+                statements.append(ast.Assign([_store(name)], size))
+        return statements
+
+    def _binding(self, symbol: str) -> tuple[str, int]:
+        """The input and the dimension that a symbol is read from: the first required input, else an optional one."""
+        by_need: list[tuple[str, Input]] = sorted(self.block.inputs.items(), key=lambda item: item[1].optional)
+        for name, declared in by_need:
+            for dim, entry in enumerate(declared.shape or ()):
+                if isinstance(entry, Expression) and isinstance(entry.tree, ast.Name) and entry.tree.id == symbol:
+                    leading = declared.shape and declared.shape[0] is None
+                    return name, dim - len(declared.shape or ()) if leading else dim
+        place = self.block.symbols[symbol]
+        hint = f"a dimension that is just {symbol}, of some input, gives it a value"
+        raise ConfigError(Problem(f"the symbol '{symbol}' has no value.", place, hint))
+
+    def _first_tensor(self) -> str | None:
+        return next((n for n, i in self.block.inputs.items() if i.shape is not None and not i.optional), None)
+
+    # statements
+
+    def _emit(self, statement: ast.stmt, origin: ast.AST | None = None) -> None:
+        if origin is not None:
+            ast.copy_location(statement, origin)
+        elif isinstance(statement, ast.Return) and statement.value is not None and hasattr(statement.value, "lineno"):
+            ast.copy_location(statement, statement.value)
+        self.statements.append(statement)
+
+    def _statement(self, statement: Statement) -> None:
+        targets = statement.targets
+        value = self._value(statement.value, targets)
+        if _is_names(value, targets):  # a threaded call has already bound them
+            return
+        stored: ast.expr = _store(targets[0])
+        if len(targets) > 1:
+            stored = ast.Tuple([_store(target) for target in targets], ast.Store())
+        self._emit(ast.Assign([stored], value), value if hasattr(value, "lineno") else None)
+
+    def _value(self, value: Value, targets: tuple[str, ...] = ()) -> ast.expr:
+        if isinstance(value, Expression):
+            self.expression = value
+            return self._expr(value.tree, targets)
+        if isinstance(value, list):
+            entries = [self._value(entry) for entry in value]
+            return ast.Tuple(entries, ast.Load()) if value is self.block.outputs else ast.List(entries, ast.Load())
+        keys: list[ast.expr | None] = [ast.Constant(key) for key in value]
+        return ast.Dict(keys, [self._value(entry) for entry in value.values()])
+
+    # expressions
+
+    def _error(self, message: str, part: ast.AST, hint: str = "") -> ConfigError:
+        assert self.expression is not None
+        return ConfigError(Problem(message, self.expression.place(part), hint))
+
+    def _evaluate(self, tree: ast.expr) -> Any:
+        assert self.expression is not None
+        return evaluate(self.expression, self.params, tree)
+
+    def _expr(self, tree: ast.expr, targets: tuple[str, ...] = ()) -> ast.expr:
+        return ast.copy_location(self._lower(tree, targets), tree)
+
+    def _lower(self, tree: ast.expr, targets: tuple[str, ...]) -> ast.expr:
+        match tree:
+            case ast.Name():
+                return self._name(tree)
+            case ast.Call():
+                return self._call(tree, targets)
+            case ast.IfExp():
+                return self._conditional(tree, targets)
+            case ast.Attribute() | ast.Subscript() if self._root(tree) in self.modules:
+                return self._read_member(tree)
+            case ast.Attribute():
+                return ast.Attribute(self._expr(tree.value), tree.attr, ast.Load())
+            case ast.Subscript():
+                return ast.Subscript(self._expr(tree.value), self._expr(tree.slice), ast.Load())
+            case ast.Slice():
+                parts = (tree.lower, tree.upper, tree.step)
+                return ast.Slice(*(None if part is None else self._expr(part) for part in parts))  # type: ignore[return-value]
+            case ast.BinOp():
+                return ast.BinOp(self._expr(tree.left), tree.op, self._expr(tree.right))
+            case ast.UnaryOp():
+                return ast.UnaryOp(tree.op, self._expr(tree.operand))
+            case ast.BoolOp():
+                return ast.BoolOp(tree.op, [self._expr(value) for value in tree.values])
+            case ast.Compare():
+                return ast.Compare(self._expr(tree.left), tree.ops, [self._expr(entry) for entry in tree.comparators])
+            case ast.Tuple():
+                return ast.Tuple([self._expr(entry) for entry in tree.elts], ast.Load())
+            case ast.List():
+                return ast.List([self._expr(entry) for entry in tree.elts], ast.Load())
+            case ast.Dict():
+                keys = [None if key is None else self._expr(key) for key in tree.keys]
+                return ast.Dict(keys, [self._expr(value) for value in tree.values])
+            case ast.Constant():
+                return ast.Constant(tree.value)
+        raise AssertionError(f"the grammar lets no {type(tree).__name__} through")
+
+    def _name(self, tree: ast.Name) -> ast.expr:
+        name = tree.id
+        if name in self.params:
+            return _literal(self.params[name])
+        if name in self.block.symbols:
+            self.symbols_read.add(name)
+            return _load(name)
+        if name in self.modules:
+            return self._read_member(tree)
+        if name in self.locals:
+            return _load(name)
+        if name == "training":
+            return self._training()
+        if name in CONSTANTS:
+            return ast.Attribute(self._global(CONSTANTS[name][0]), name, ast.Load())
+        assert name in DTYPES, f"check_names lets no unknown name through: {name}"
+        return ast.Attribute(self._global("torch"), name, ast.Load())
+
+    def _training(self) -> ast.expr:
+        self.needs_training = True
+        return ast.Attribute(_load("self"), "training", ast.Load()) if self.is_method else _load("training")
+
+    def _global(self, dotted: str, value: Any = None) -> ast.expr:
+        """Code that reads a name of the function's globals; a local of that name gives it an underscore."""
+        first, *rest = dotted.split(".")
+        value = _MODULES[first] if value is None else value
+        alias = first
+        while alias in self.locals or self.scope.get(alias, value) is not value:
+            alias = f"_{alias}"
+        self.scope[alias] = value
+        code: ast.expr = _load(alias)
+        for attribute in rest:
+            code = ast.Attribute(code, attribute, ast.Load())
+        return code
+
+    def _conditional(self, tree: ast.IfExp, targets: tuple[str, ...]) -> ast.expr:
+        if is_build_time(tree.test, self.block):
+            return self._expr(tree.body if self._evaluate(tree.test) else tree.orelse, targets)
+        test = self._expr(tree.test)
+        outer = self.statements
+        branches = []
+        for branch in (tree.body, tree.orelse):
+            self.statements = []
+            branches.append((self._expr(branch), self.statements))
+        self.statements = outer
+        (then, then_statements), (otherwise, else_statements) = branches
+        if not then_statements and not else_statements:
+            return ast.IfExp(test, then, otherwise)
+        name = targets[0] if len(targets) == 1 else self._fresh("chosen")
+        body = [*then_statements, ast.copy_location(ast.Assign([_store(name)], then), tree.body)]
+        orelse = [*else_statements, ast.copy_location(ast.Assign([_store(name)], otherwise), tree.orelse)]
+        self._emit(ast.If(test, body, orelse), tree)
+        return _load(name)
+
+    # paths into modules
+
+    def _root(self, tree: ast.AST) -> str:
+        while isinstance(tree, ast.Attribute | ast.Subscript):
+            tree = tree.value
+        return tree.id if isinstance(tree, ast.Name) else ""
+
+    def _member(self, tree: ast.expr) -> _Member:
+        """Follow a path such as `text_model.encoder.layers[0]` or `wte.weight` through the modules."""
+        steps: list[ast.Attribute | ast.Subscript] = []
+        at: ast.expr = tree
+        while isinstance(at, ast.Attribute | ast.Subscript):
+            steps.insert(0, at)
+            at = at.value
+        assert isinstance(at, ast.Name)
+        member = _Member(self.modules[at.id], ast.Attribute(_load("self"), at.id, ast.Load()))
+        for position, step in enumerate(steps):
+            if not isinstance(member.object, nn.Module):
+                member.rest = steps[position:]
+                break
+            member = self._step(member, step)
+        return member
+
+    def _step(self, member: _Member, step: ast.Attribute | ast.Subscript) -> _Member:
+        module = member.object
+        if isinstance(step, ast.Attribute):
+            key: Any = step.attr
+        elif is_build_time(step.slice, self.block):
+            key = self._evaluate(step.slice)
+        else:
+            hint = "modules are chosen when the model is built: by numbers and params"
+            raise self._error("which module this is depends on the input.", step.slice, hint)
+        if isinstance(key, int) and isinstance(module, nn.ModuleList | nn.Sequential):
+            if not -len(module) <= key < len(module):
+                raise self._error(f"this list has {len(module)} modules; it has no [{key}].", step)
+            return _Member(module[key], ast.Subscript(member.code, ast.Constant(key), ast.Load()))
+        entries = {**module._modules, **module._parameters, **module._buffers}
+        if not isinstance(key, str) or key not in entries:
+            what = ast.unparse(step.value)
+            hint = nearest(key, entries) or f"'{what}' holds no modules or parameters"
+            raise self._error(f"'{what}' has no '{key}'.", step, hint)
+        code = ast.Attribute(member.code, key, ast.Load())
+        if key.isdigit():
+            code = ast.Subscript(member.code, ast.Constant(int(key)), ast.Load())
+        return _Member(entries[key], code)
+
+    def _read_member(self, tree: ast.expr) -> ast.expr:
+        member = self._member(tree)
+        if isinstance(member.object, nn.Module):
+            hint = "call it, or read a parameter of it by path"
+            raise self._error(f"'{ast.unparse(tree)}' is a module, not a value.", tree, hint)
+        code = ast.copy_location(member.code, tree)
+        for step in member.rest:
+            if isinstance(step, ast.Attribute):
+                if step.attr not in ATTRIBUTES:
+                    raise self._error(f"a value has no '.{step.attr}' to read.", step, nearest(step.attr, ATTRIBUTES))
+                code = ast.copy_location(ast.Attribute(code, step.attr, ast.Load()), step)
+            else:
+                code = ast.copy_location(ast.Subscript(code, self._expr(step.slice), ast.Load()), step)
+        return code
+
+    # calls
+
+    def _call(self, tree: ast.Call, targets: tuple[str, ...]) -> ast.expr:
+        callee = tree.func
+        if self._root(callee) in self.modules:
+            return self._module_call(tree, targets)
+        if isinstance(callee, ast.Attribute):
+            method = ast.copy_location(ast.Attribute(self._expr(callee.value), callee.attr, ast.Load()), callee)
+            return ast.Call(method, *self._arguments(tree))
+        assert isinstance(callee, ast.Name)
+        if callee.id in PLAIN_FUNCTIONS and is_plain(tree, lambda n: n in self.params or n in self.block.symbols):
+            module, function = PLAIN_FUNCTIONS[callee.id]
+            name = self._global(f"math.{callee.id}") if module else self._global(callee.id, function)
+            return ast.Call(name, *self._arguments(tree))
+        block = self.block.find_block(callee.id)
+        if block is not None:
+            return self._block_call(tree, block)
+        return self._op_call(tree, callee.id)
+
+    def _arguments(self, tree: ast.Call) -> tuple[list[ast.expr], list[ast.keyword]]:
+        positional = [self._expr(argument) for argument in tree.args]
+        keywords = [
+            ast.copy_location(ast.keyword(keyword.arg, self._expr(keyword.value)), keyword) for keyword in tree.keywords
+        ]
+        return positional, keywords
+
+    def _op_call(self, tree: ast.Call, name: str) -> ast.expr:
+        arguments, keywords = self._arguments(tree)
+        given = {keyword.arg for keyword in keywords}
+        if OPS.has(name):
+            return ast.Call(self._global(name, OPS.get(name)), arguments, keywords)
+        if name not in torch_ops():
+            raise self._error(f"'{name}' takes plain numbers: params, symbols and literals.", tree)
+        module = torch_ops()[name][0]
+        if name == "einsum" and not (tree.args and isinstance(tree.args[0], ast.Constant)):
+            module = "einops"  # the pattern comes last, as einops has it
+        if module == "F" and takes_training(name) and "training" not in given:
+            keywords.append(ast.keyword("training", self._training()))
+        first = self._first_tensor()
+        if name in CREATION_OPS and "device" not in given and first is not None:
+            keywords.append(ast.keyword("device", ast.Attribute(_load(first), "device", ast.Load())))
+        function = ast.copy_location(self._global(f"{module}.{name}"), tree.func)
+        return ast.Call(function, arguments, keywords)
+
+    def _block_call(self, tree: ast.Call, block: Block) -> ast.expr:
+        """A block without modules is a function: its params are given by keyword and fixed when it is compiled."""
+        if has_modules(block):
+            hint = f"build it under 'modules', as in {block.name}_1: {block.name}(...), and call that"
+            raise self._error(f"the block '{block.name}' holds modules.", tree, hint)
+        given: dict[str, Any] = {}
+        places = {"": self.expression.place(tree) if self.expression else None}
+        keywords: list[ast.keyword] = []
+        for keyword in tree.keywords:
+            if keyword.arg in block.inputs:
+                keywords.append(ast.keyword(keyword.arg, self._expr(keyword.value)))
+                continue
+            if not is_build_time(keyword.value, self.block):
+                hint = nearest(keyword.arg, block.inputs) if keyword.arg not in block.params else ""
+                raise self._error("a param is known when the model is built.", keyword.value, hint)
+            assert keyword.arg is not None
+            given[keyword.arg] = self._evaluate(keyword.value)
+            places[keyword.arg] = self.expression.place(keyword.value) if self.expression else None
+        self._check_inputs(tree, block.name, tuple(block.inputs.items()), keywords)
+        helper_key = (block.node.place, tuple(sorted((name, repr(value)) for name, value in given.items())))
+        if helper_key not in self.helpers:
+            graph = build_graph(block, bind_params(block, given, places))
+            name = block.name
+            while any(name == taken for taken, _ in self.helpers.values()) or name in self.locals:
+                name += "_"
+            compiled = _Lowering(graph, {}, name, is_method=False).compiled()
+            self.helpers[helper_key] = (name, compiled)
+        name, compiled = self.helpers[helper_key]
+        if compiled.needs_training:
+            keywords.append(ast.keyword("training", self._training()))
+        return ast.Call(self._global(name, compiled.function()), [self._expr(a) for a in tree.args], keywords)
+
+    def _check_inputs(
+        self, tree: ast.Call, name: str, inputs: Sequence[tuple[str, Input]], keywords: Sequence[ast.keyword]
+    ) -> None:
+        """Whether the arguments of a call bind the declared inputs of a block."""
+        names = [declared for declared, _ in inputs]
+        if len(tree.args) > len(names):
+            hint = f"its inputs: {', '.join(names) or 'none'}"
+            raise self._error(f"'{name}' takes {len(names)} inputs; {len(tree.args)} are given.", tree, hint)
+        bound = set(names[: len(tree.args)])
+        for keyword in keywords:
+            if keyword.arg not in names:
+                raise self._error(f"'{name}' has no input '{keyword.arg}'.", keyword.value, nearest(keyword.arg, names))
+            if keyword.arg in bound:
+                raise self._error(f"the input '{keyword.arg}' of '{name}' is given twice.", keyword.value)
+            bound.add(str(keyword.arg))
+        missing = [declared for declared, entry in inputs if declared not in bound and not entry.optional]
+        if missing:
+            raise self._error(f"'{name}' needs the input{'s' * (len(missing) > 1)} {', '.join(missing)}.", tree)
+
+    def _module_call(self, tree: ast.Call, targets: tuple[str, ...]) -> ast.expr:
+        callee = tree.func
+        if isinstance(callee, ast.Attribute) and callee.attr in ("scan", "map") and self._root(callee.value):
+            lists = self._member(callee.value)
+            if isinstance(lists.object, nn.ModuleList):
+                how = self._scan if callee.attr == "scan" else self._map
+                return how(tree, lists, targets)
+        if isinstance(callee, ast.Attribute) and callee.attr in METHODS:
+            owner = self._member(callee.value) if not isinstance(callee.value, ast.Call) else None
+            if owner is not None and not isinstance(owner.object, nn.Module):
+                method = ast.Attribute(self._read_member(callee.value), callee.attr, ast.Load())
+                return ast.Call(ast.copy_location(method, callee), *self._arguments(tree))
+        member = self._member(callee)
+        if isinstance(member.object, nn.ModuleList):
+            return self._thread(tree, member, targets)
+        if not isinstance(member.object, nn.Module) or member.rest:
+            raise self._error(f"'{ast.unparse(callee)}' is a value and cannot be called.", callee)
+        if type(member.object).__name__ == "Namespace":
+            hint = nearest("", member.object._modules)
+            raise self._error(f"'{ast.unparse(callee)}' only holds modules; call one of them.", callee, hint)
+        block = getattr(member.object, "block", None)
+        if isinstance(block, Block):
+            self._check_inputs(tree, ast.unparse(callee), tuple(block.inputs.items()), tree.keywords)
+        return ast.Call(ast.copy_location(member.code, callee), *self._arguments(tree))
+
+    # lists of modules
+
+    def _thread(self, tree: ast.Call, member: _Member, targets: tuple[str, ...]) -> ast.expr:
+        """`h = first; for layer in layers: h = layer(h, ...)`"""
+        returns = self._returns(member.object, targets)
+        count = returns or 1
+        if len(tree.args) < count:
+            raise self._error(f"this list threads {count} values; the call gives {len(tree.args)}.", tree)
+        carried = self._carried(member.object, count, targets)
+        self._assign(carried, [self._expr(argument) for argument in tree.args[:count]], tree)
+        self._loop(tree, member, carried, returns, [])
+        return _load(carried[0]) if returns is None else ast.Tuple([_load(name) for name in carried], ast.Load())
+
+    def _scan(self, tree: ast.Call, member: _Member, targets: tuple[str, ...]) -> ast.expr:
+        """As threading, and a list of every member's result."""
+        returns = self._returns(member.object, ())
+        count = returns or 1
+        if len(tree.args) < count:
+            raise self._error(f"this list threads {count} values; the call gives {len(tree.args)}.", tree)
+        carried = self._carried(member.object, count, ())
+        results = targets[0] if len(targets) == 1 and targets[0] != "_" else self._fresh("results")
+        self._assign(carried, [self._expr(argument) for argument in tree.args[:count]], tree)
+        self._emit(ast.Assign([_store(results)], ast.List([], ast.Load())), tree)
+        result: ast.expr = _load(carried[0])
+        if returns is not None:
+            result = ast.Tuple([_load(name) for name in carried], ast.Load())
+        append = ast.Attribute(_load(results), "append", ast.Load())
+        self._loop(tree, member, carried, returns, [ast.Expr(ast.Call(append, [result], []))])
+        return _load(results)
+
+    def _map(self, tree: ast.Call, member: _Member, targets: tuple[str, ...]) -> ast.expr:
+        """`[expert(x) for expert in experts]`"""
+        loop_name, iterated, unpacked, arguments, keywords = self._each(tree, member, skip=0)
+        call = ast.Call(_load(loop_name), arguments, keywords)
+        target = ast.Tuple([_store(n) for n in unpacked], ast.Store()) if len(unpacked) > 1 else _store(unpacked[0])
+        return ast.ListComp(call, [ast.comprehension(target, iterated, [], 0)])
+
+    def _loop(
+        self, tree: ast.Call, member: _Member, carried: list[str], returns: int | None, then: list[ast.stmt]
+    ) -> None:
+        loop_name, iterated, unpacked, arguments, keywords = self._each(tree, member, skip=len(carried))
+        call = ast.Call(_load(loop_name), [*map(_load, carried), *arguments], keywords)
+        stored: ast.expr = _store(carried[0])
+        if returns is not None:
+            stored = ast.Tuple([_store(name) for name in carried], ast.Store())
+        target = ast.Tuple([_store(n) for n in unpacked], ast.Store()) if len(unpacked) > 1 else _store(unpacked[0])
+        ast.copy_location(call, tree)
+        body: list[ast.stmt] = [ast.Assign([stored], call), *then]
+        self._emit(ast.For(target, iterated, body, []), tree)
+
+    def _each(
+        self, tree: ast.Call, member: _Member, skip: int
+    ) -> tuple[str, ast.expr, list[str], list[ast.expr], list[ast.keyword]]:
+        """The loop variable(s), what is iterated, and the arguments of the call inside the loop."""
+        name = (
+            tree.func.value if isinstance(tree.func, ast.Attribute) and tree.func.attr in ("scan", "map") else tree.func
+        )
+        word = name.attr if isinstance(name, ast.Attribute) else name.id if isinstance(name, ast.Name) else "member"
+        loop_name = self._fresh(word[:-1] if word.endswith("s") and len(word) > 2 else "member")
+        inputs = self._input_names(member.object)
+        unpacked, zipped = [loop_name], [ast.copy_location(member.code, tree.func)]
+
+        def argument(part: ast.expr, hint: str) -> ast.expr:
+            is_each = isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id == "each"
+            lowered = self._expr(part.args[0] if is_each else part)
+            if is_each:
+                unpacked.append(self._fresh(f"{hint}_i" if hint in self.locals else hint))
+                zipped.append(lowered)
+                return _load(unpacked[-1])
+            if isinstance(lowered, ast.Name | ast.Constant) or ast.unparse(lowered).startswith("self."):
+                return lowered
+            once = self._fresh(hint)  # evaluated once, not by each member
+            self._emit(ast.Assign([_store(once)], lowered), part)
+            return _load(once)
+
+        names = [*inputs[skip:], *["value"] * len(tree.args)]
+        arguments = [argument(part, names[i]) for i, part in enumerate(tree.args[skip:])]
+        keywords = [ast.keyword(k.arg, argument(k.value, str(k.arg))) for k in tree.keywords]
+        iterated = zipped[0]
+        if len(zipped) > 1:
+            strict = [ast.keyword("strict", ast.Constant(True))]
+            iterated = ast.Call(self._global("zip", zip), zipped, strict)
+        return loop_name, iterated, unpacked, arguments, keywords
+
+    def _returns(self, members: nn.ModuleList, targets: tuple[str, ...]) -> int | None:
+        if len(members) == 0:
+            return len(targets) if len(targets) > 1 else None
+        return getattr(members[0], "returns", None)
+
+    def _input_names(self, members: nn.ModuleList) -> list[str]:
+        return list(getattr(members[0], "inputs", ())) if len(members) else []
+
+    def _carried(self, members: nn.ModuleList, count: int, targets: tuple[str, ...]) -> list[str]:
+        if len(targets) == count and "_" not in targets:
+            return list(targets)
+        inputs = [*self._input_names(members), *["x"] * count]
+        return [self._fresh(name) for name in inputs[:count]]
+
+    def _assign(self, names: list[str], values: list[ast.expr], origin: ast.AST) -> None:
+        if len(names) == 1:
+            if not _is_names(values[0], tuple(names)):
+                self._emit(ast.Assign([_store(names[0])], values[0]), values[0])
+            return
+        target = ast.Tuple([_store(name) for name in names], ast.Store())
+        self._emit(ast.Assign([target], ast.Tuple(values, ast.Load())), origin)
+
+    def _fresh(self, name: str) -> str:
+        """A local name that nothing else has."""
+        fresh, count = name, 1
+        while fresh in self.locals or fresh in self.scope or fresh in _MODULES:
+            count += 1
+            fresh = f"{name}_{count}"
+        self.locals.add(fresh)
+        return fresh
+
+
+def _load(name: str) -> ast.Name:
+    return ast.Name(name, ast.Load())
+
+
+def _store(name: str) -> ast.Name:
+    return ast.Name(name, ast.Store())
+
+
+def _literal(value: Any) -> ast.expr:
+    """The code of a param's value."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ast.Call(_load("float"), [ast.Constant(str(value))], [])
+    if isinstance(value, list | tuple):
+        return ast.List([_literal(entry) for entry in value], ast.Load())
+    if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
+        return ast.UnaryOp(ast.USub(), ast.Constant(-value))
+    return ast.Constant(value)
+
+
+def _is_names(value: ast.expr, targets: tuple[str, ...]) -> bool:
+    """Whether a lowered value just reads the very names it is to be bound to."""
+    if len(targets) == 1:
+        return isinstance(value, ast.Name) and value.id == targets[0]
+    return (
+        isinstance(value, ast.Tuple)
+        and len(value.elts) == len(targets)
+        and all(isinstance(e, ast.Name) and e.id == t for e, t in zip(value.elts, targets, strict=True))
+    )

@@ -1,0 +1,292 @@
+"""Expressions: the text of a value -> a checked Python syntax tree whose positions are those in the YAML file.
+
+Also the evaluation of an expression at build time, over params: by walking the tree, never by running it as code.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError, Place, Problem, nearest
+from .names import CONSTANTS, DTYPES, METHODS, PLAIN_FUNCTIONS, torch_ops
+from .source import Node
+
+MAX_POWER_BITS = 4096
+MAX_LIST = 1_000_000
+
+_GRAMMAR: tuple[type[ast.AST], ...] = (
+    ast.Expression, ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.keyword,
+    ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Call,
+    ast.Attribute, ast.Subscript, ast.Slice, ast.Tuple, ast.List, ast.Dict,
+)  # fmt: skip
+_REFUSED: dict[type[ast.AST], str] = {
+    ast.Lambda: "a lambda", ast.ListComp: "a comprehension", ast.SetComp: "a comprehension",
+    ast.DictComp: "a comprehension", ast.GeneratorExp: "a comprehension", ast.JoinedStr: "an f-string",
+    ast.NamedExpr: "':='", ast.Starred: "'*'", ast.Set: "a set", ast.Await: "await", ast.Yield: "yield",
+}  # fmt: skip
+_SLIPS = {"true": "True", "false": "False", "null": "None", "nil": "None"}
+
+_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.MatMult: operator.matmul,
+    ast.BitAnd: operator.and_, ast.BitOr: operator.or_,
+}  # fmt: skip
+_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert, ast.Not: operator.not_,
+}  # fmt: skip
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.GtE: operator.ge, ast.Is: operator.is_, ast.IsNot: operator.is_not,
+    ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expression:
+    """`tree` is checked against the grammar; its line numbers and column offsets are those of the YAML file."""
+
+    tree: ast.expr
+    node: Node
+
+    @property
+    def text(self) -> str:
+        return self.node.text
+
+    def place(self, part: ast.AST | None = None) -> Place:
+        """Where `part` of the expression stands; without a part, the whole."""
+        part = part or self.tree
+        line, start, end = part.lineno - 1, part.col_offset, part.end_col_offset
+        raw = self.node.source.lines[line].encode()
+        column = len(raw[:start].decode(errors="replace"))
+        length = len(raw[start:end].decode(errors="replace")) if part.end_lineno == part.lineno else len(raw) - column
+        return self.node.source.place(line, column, length)
+
+    def names(self) -> Iterator[ast.Name]:
+        """Every name in the expression, in the order written."""
+        found = [part for part in ast.walk(self.tree) if isinstance(part, ast.Name)]
+        return iter(sorted(found, key=lambda name: (name.lineno, name.col_offset)))
+
+
+def parse(node: Node) -> Expression:
+    """The expression in a scalar. Raises ConfigError for a slip of syntax or what the grammar leaves out."""
+    text = node.text
+    if isinstance(node.value, list | dict):
+        raise ConfigError(Problem("an expression is needed here, not a list or mapping.", node.place))
+    if not text.strip():
+        raise ConfigError(Problem("an expression is needed here; nothing is written.", node.place))
+    lead = len(text) - len(text.lstrip())
+    try:
+        tree = ast.parse(text.lstrip().replace("\n", " "), mode="eval").body
+    except SyntaxError as error:
+        raise ConfigError(_syntax_problem(error, node, lead)) from None
+    except (ValueError, RecursionError, MemoryError):
+        raise ConfigError(Problem("this expression is nested too deeply, or holds a NUL.", node.place)) from None
+    _relocate(tree, node, lead)
+    expression = Expression(tree, node)
+    problems = list(_outside_grammar(expression))
+    if problems:
+        raise ConfigError(problems)
+    return expression
+
+
+def is_plain(tree: ast.AST, plain_names: Callable[[str], bool]) -> bool:
+    """Whether a value is made of plain numbers only: params, symbols, literals, and functions of these."""
+    if isinstance(tree, ast.Name):
+        return plain_names(tree.id) or tree.id in CONSTANTS
+    if isinstance(tree, ast.Attribute):
+        return tree.attr in ("shape", "ndim")
+    if isinstance(tree, ast.Call):
+        arguments = [*tree.args, *(keyword.value for keyword in tree.keywords)]
+        named = isinstance(tree.func, ast.Name) and tree.func.id in PLAIN_FUNCTIONS
+        return named and all(is_plain(argument, plain_names) for argument in arguments)
+    if isinstance(tree, ast.Subscript):
+        return is_plain(tree.value, plain_names)
+    return all(is_plain(child, plain_names) for child in ast.iter_child_nodes(tree) if isinstance(child, ast.expr))
+
+
+def evaluate(expression: Expression, values: Mapping[str, Any], tree: ast.expr | None = None) -> Any:
+    """The value of an expression over params, at build time. Raises ConfigError at the part that fails."""
+    return _Evaluator(expression, values).visit(tree or expression.tree)
+
+
+class _Evaluator:
+    def __init__(self, expression: Expression, values: Mapping[str, Any]) -> None:
+        self.expression = expression
+        self.values = values
+
+    def visit(self, tree: ast.expr) -> Any:
+        try:
+            return self._visit(tree)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise self.error(f"{type(error).__name__}: {error}.", tree) from error
+
+    def error(self, message: str, tree: ast.AST, hint: str = "") -> ConfigError:
+        return ConfigError(Problem(message, self.expression.place(tree), hint))
+
+    def _visit(self, tree: ast.expr) -> Any:
+        match tree:
+            case ast.Constant():
+                return tree.value
+            case ast.Name():
+                return self._name(tree)
+            case ast.BinOp():
+                return self._binary(tree)
+            case ast.UnaryOp():
+                return _UNARY[type(tree.op)](self.visit(tree.operand))
+            case ast.BoolOp(op=ast.And()):
+                return all(self.visit(value) for value in tree.values)
+            case ast.BoolOp():
+                return any(self.visit(value) for value in tree.values)
+            case ast.Compare():
+                return self._compare(tree)
+            case ast.IfExp():
+                return self.visit(tree.body if self.visit(tree.test) else tree.orelse)
+            case ast.Tuple():
+                return tuple(self.visit(entry) for entry in tree.elts)
+            case ast.List():
+                return [self.visit(entry) for entry in tree.elts]
+            case ast.Dict():
+                return {self.visit(k): self.visit(v) for k, v in zip(tree.keys, tree.values, strict=True) if k}
+            case ast.Subscript():
+                return self.visit(tree.value)[self.visit(tree.slice)]
+            case ast.Slice():
+                parts = (tree.lower, tree.upper, tree.step)
+                return slice(*(None if part is None else self.visit(part) for part in parts))
+            case ast.Call():
+                return self._call(tree)
+        raise self.error("this cannot be computed when the model is built.", tree)
+
+    def _name(self, tree: ast.Name) -> Any:
+        name = tree.id
+        if name in self.values:
+            return self.values[name]
+        if name in CONSTANTS:
+            return CONSTANTS[name][1]
+        if name in DTYPES:
+            import torch
+
+            return getattr(torch, name)
+        hint = nearest(name, self.values) or "here only params have values"
+        raise self.error(f"no param is called '{name}'.", tree, hint)
+
+    def _binary(self, tree: ast.BinOp) -> Any:
+        left, right = self.visit(tree.left), self.visit(tree.right)
+        if isinstance(tree.op, ast.Pow) and isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * abs(right)
+            if bits > MAX_POWER_BITS:
+                raise self.error("this power is too large.", tree)
+        if isinstance(tree.op, ast.Mult):
+            for sequence, times in ((left, right), (right, left)):
+                if (
+                    isinstance(sequence, str | list | tuple)
+                    and isinstance(times, int)
+                    and len(sequence) * times > MAX_LIST
+                ):
+                    raise self.error(f"this list would have more than {MAX_LIST} entries.", tree)
+        if type(tree.op) not in _BINARY:
+            raise self.error("this operator is not known here.", tree)
+        return _BINARY[type(tree.op)](left, right)
+
+    def _compare(self, tree: ast.Compare) -> bool:
+        left = self.visit(tree.left)
+        for op, comparator in zip(tree.ops, tree.comparators, strict=True):
+            right = self.visit(comparator)
+            if not _COMPARE[type(op)](left, right):
+                return False
+            left = right
+        return True
+
+    def _call(self, tree: ast.Call) -> Any:
+        arguments = [self.visit(argument) for argument in tree.args]
+        keywords = {keyword.arg: self.visit(keyword.value) for keyword in tree.keywords if keyword.arg}
+        if isinstance(tree.func, ast.Attribute) and tree.func.attr in METHODS:
+            return getattr(self.visit(tree.func.value), tree.func.attr)(*arguments, **keywords)
+        name = tree.func.id if isinstance(tree.func, ast.Name) else ""
+        if name in PLAIN_FUNCTIONS and not any(_is_tensor(argument) for argument in arguments):
+            return PLAIN_FUNCTIONS[name][1](*arguments, **keywords)
+        if name in torch_ops():
+            return torch_ops()[name][1](*arguments, **keywords)
+        known = [*PLAIN_FUNCTIONS, *torch_ops()]
+        raise self.error(f"no function is called '{ast.unparse(tree.func)}'.", tree.func, nearest(name, known))
+
+
+def _is_tensor(value: object) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _relocate(tree: ast.expr, node: Node, lead: int) -> None:
+    """Move the positions of a freshly parsed tree from its text to the YAML file (columns stay UTF-8 offsets)."""
+    positions = node.positions()
+    lines = node.source.lines
+    offsets = [0]  # of each character of the text, in UTF-8
+    for character in node.text[lead:]:
+        offsets.append(offsets[-1] + len(character.encode()))
+    index_of = {offset: index for index, offset in enumerate(offsets)}
+
+    def move(offset: int) -> tuple[int, int]:
+        line, column = positions[lead + index_of[offset]]
+        return line + 1, len(lines[line][:column].encode()) if line < len(lines) else 0
+
+    for part in ast.walk(tree):
+        if not hasattr(part, "lineno"):
+            continue
+        start, end = part.col_offset, part.end_col_offset
+        part.lineno, part.col_offset = move(start)
+        # The end is the place after the last character: on the line of that character, not of the next one.
+        last = index_of[end] - 1
+        line, column = positions[lead + last]
+        part.end_lineno = line + 1
+        part.end_col_offset = len(lines[line][: column + 1].encode()) if line < len(lines) else 0
+
+
+def _outside_grammar(expression: Expression) -> Iterator[Problem]:
+    for part in ast.walk(expression.tree):
+        if not isinstance(part, _GRAMMAR):
+            what = _REFUSED.get(type(part), f"'{type(part).__name__}'")
+            place = expression.place(part) if hasattr(part, "lineno") else expression.place()
+            yield Problem(
+                f"{what} is not part of an expression.", place, "put such code into a registered op or module"
+            )
+        elif isinstance(part, ast.Attribute) and part.attr.startswith("_"):
+            yield Problem(f"the attribute '{part.attr}' begins with an underscore.", expression.place(part))
+        elif isinstance(part, ast.Constant) and isinstance(part.value, bytes | complex):
+            yield Problem("bytes and complex numbers are not part of an expression.", expression.place(part))
+        elif isinstance(part, ast.Name) and part.id in _SLIPS:
+            hint = f"in an expression it is written {_SLIPS[part.id]}"
+            yield Problem(f"'{part.id}' has no meaning here.", expression.place(part), hint)
+        elif isinstance(part, ast.Dict) and None in part.keys:
+            yield Problem("'**' inside a dict is not part of an expression.", expression.place(part))
+        elif isinstance(part, ast.Compare) and _bitwise_beside_comparison(part, expression):
+            hint = "'&' and '|' bind tighter than comparisons: put each comparison in parentheses"
+            yield Problem("'&' or '|' beside a comparison without parentheses.", expression.place(part), hint)
+
+
+def _bitwise_beside_comparison(compare: ast.Compare, expression: Expression) -> bool:
+    for side in (compare.left, *compare.comparators):
+        if isinstance(side, ast.BinOp) and isinstance(side.op, ast.BitAnd | ast.BitOr):
+            raw = expression.node.source.lines[side.lineno - 1].encode()
+            if raw[: side.col_offset].rstrip()[-1:] != b"(":
+                return True
+    return False
+
+
+def _syntax_problem(error: SyntaxError, node: Node, lead: int) -> Problem:
+    positions = node.positions()
+    index = min(max((error.offset or 1) - 1 + lead, 0), len(positions) - 1)
+    line, column = positions[index]
+    place = node.source.place(line, column)
+    hint = ""
+    end_line = node.source.text[node.span[1] :].split("\n", 1)[0]
+    if not node.style and end_line.lstrip().startswith("#"):
+        hint = "' #' begins a comment in YAML: was the expression cut there? then put it in quotes"
+    elif node.text.lstrip()[:1] == "$":
+        hint = "params are plain names in expressions, without '${}'"
+    return Problem(f"this is not an expression: {error.msg}.", place, hint)

@@ -1,0 +1,320 @@
+"""Graph: a block and the values of its params -> a DAG of its statements, in the order they run.
+
+`check_names` reads every level of a file once, whatever its params, and reports all that is unknown, unused or cyclic
+together. `build_graph` then keeps what these params use: a test on params alone is decided here, and what only its dead
+branch uses is dropped.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+
+from .block import Block, Statement, Value, expressions
+from .errors import ConfigError, Problem, nearest
+from .expressions import Expression, evaluate
+from .names import ATTRIBUTES, CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, find_type, torch_ops, type_names
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """What one use of a block runs. `dag` has a vertex per live statement; an edge leads from a node to its user."""
+
+    block: Block
+    params: dict[str, Any]
+    dag: nx.DiGraph
+    order: tuple[Statement, ...]
+    modules: frozenset[str]  # the live ones, by their first name
+
+
+def build_graph(block: Block, params: Mapping[str, Any]) -> Graph:
+    """The live part of a checked block under these params. Raises ConfigError for a cycle."""
+    live = _Liveness(block, params)
+    producers = {target: s for s in block.graph.values() for target in s.targets if target != "_"}
+    dag: nx.DiGraph = nx.DiGraph()
+    waiting = [producers[name] for name in live.names(block.outputs) if name in producers]
+    while waiting:
+        statement = waiting.pop()
+        if statement.key in dag and dag.nodes[statement.key].get("statement"):
+            continue
+        dag.add_node(statement.key, statement=statement)
+        for name in live.names(statement.value):
+            if name in producers:
+                dag.add_edge(producers[name].key, statement.key)
+                waiting.append(producers[name])
+    rank = {key: position for position, key in enumerate(block.graph)}
+    order = tuple(block.graph[key] for key in nx.lexicographical_topological_sort(dag, key=rank.__getitem__))
+    used = {name for s in order for name in live.names(s.value)} | set(live.names(block.outputs))
+    return Graph(block, dict(params), dag, order, frozenset(used & block.modules.keys()))
+
+
+def is_build_time(tree: ast.expr, block: Block) -> bool:
+    """Whether an expression is made of params and constants alone."""
+    names = [part for part in ast.walk(tree) if isinstance(part, ast.Name)]
+    return all(name.id in block.params or name.id in PLAIN_FUNCTIONS or name.id in CONSTANTS for name in names)
+
+
+class _Liveness:
+    """The names that a value reads once the tests on params are decided."""
+
+    def __init__(self, block: Block, params: Mapping[str, Any]) -> None:
+        self.block = block
+        self.params = params
+
+    def names(self, value: Value | None) -> Iterator[str]:
+        for expression in expressions(value if value is not None else []):
+            yield from self._read(expression, expression.tree)
+
+    def _read(self, expression: Expression, tree: ast.AST) -> Iterator[str]:
+        if isinstance(tree, ast.IfExp) and is_build_time(tree.test, self.block):
+            taken = tree.body if evaluate(expression, self.params, tree.test) else tree.orelse
+            yield from self._read(expression, taken)
+        elif isinstance(tree, ast.Name):
+            yield tree.id
+        else:
+            for child in ast.iter_child_nodes(tree):
+                yield from self._read(expression, child)
+
+
+def check_names(root: Block) -> None:
+    """Raise one ConfigError with every unknown, unused or cyclic name on any level of a file."""
+    problems = [problem for level in root.levels() for problem in _Checker(level).problems()]
+    if problems:
+        raise ConfigError(problems)
+
+
+class _Checker:
+    """What is wrong with the names of one level."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.values = block.values()
+        self.buffers = {name for name, value in block.modules.items() if _is_tensor_constructor(value)}
+
+    def problems(self) -> Iterator[Problem]:
+        block = self.block
+        for value in block.modules.values():
+            for expression in expressions(value):
+                yield from self._constructor(expression, expression.tree)
+        for where, value in self._graph_values():
+            for expression in expressions(value):
+                yield from self._visit(expression, expression.tree, where)
+        yield from self._cycles()
+        yield from self._unused()
+
+    def _graph_values(self) -> Iterator[tuple[str, Value]]:
+        for statement in self.block.graph.values():
+            yield statement.key, statement.value
+        if self.block.outputs is not None:
+            yield "outputs", self.block.outputs
+
+    # constructors
+
+    def _constructor(self, expression: Expression, tree: ast.AST) -> Iterator[Problem]:
+        """Every call in a constructor expression names a type, a block or a function; every other name a param."""
+        if isinstance(tree, ast.Call):
+            if isinstance(tree.func, ast.Name):
+                yield from self._constructor_call(expression, tree.func)
+            else:
+                yield from self._constructor(expression, tree.func)
+            for child in [*tree.args, *tree.keywords]:
+                if isinstance(child, ast.keyword) and child.arg == "init" and _callee(tree) in ("Param", "Buffer"):
+                    continue  # initialisers have names of their own
+                if isinstance(child, ast.keyword) and child.arg is None:
+                    continue  # **params
+                yield from self._constructor(expression, child)
+        elif isinstance(tree, ast.Name):
+            if tree.id == "_":
+                hint = "write the size; sizes are not inferred here"
+                yield Problem("'_' has no value.", expression.place(tree), hint)
+            elif tree.id not in (*self.block.params, *CONSTANTS, *DTYPES, "index"):
+                called = find_type(tree.id) or self.block.find_block(tree.id)
+                hint = f"to build it write {tree.id}(...)" if called else nearest(tree.id, self.block.params)
+                yield Problem(f"no param is called '{tree.id}'.", expression.place(tree), hint or "there are no params")
+        else:
+            for child in ast.iter_child_nodes(tree):
+                yield from self._constructor(expression, child)
+
+    def _constructor_call(self, expression: Expression, name: ast.Name) -> Iterator[Problem]:
+        if name.id in ("Param", "Buffer") or self.block.find_block(name.id) or find_type(name.id):
+            return
+        if name.id in PLAIN_FUNCTIONS or name.id in torch_ops():
+            return
+        known = [*self.block.visible_blocks(), *type_names()]
+        message = f"no module type or block is called '{name.id}'."
+        yield Problem(message, expression.place(name), nearest(name.id, known))
+
+    # graph expressions
+
+    def _visit(self, expression: Expression, tree: ast.AST, where: str) -> Iterator[Problem]:
+        match tree:
+            case ast.Call():
+                yield from self._call(expression, tree, where)
+            case ast.Attribute():
+                if self._root(tree) in self.block.modules:
+                    yield from self._subscripts(expression, tree, where)
+                else:
+                    if tree.attr not in ATTRIBUTES:
+                        method = tree.attr in METHODS
+                        hint = f"call it: .{tree.attr}(...)" if method else nearest(tree.attr, ATTRIBUTES | METHODS)
+                        yield Problem(f"{where}: a value has no '.{tree.attr}' to read.", expression.place(tree), hint)
+                    yield from self._visit(expression, tree.value, where)
+            case ast.Subscript() if self._root(tree) in self.block.modules:
+                yield from self._subscripts(expression, tree, where)
+            case ast.IfExp():
+                yield from self._condition(expression, tree.test, where)
+                yield from self._visit(expression, tree.body, where)
+                yield from self._visit(expression, tree.orelse, where)
+            case ast.BoolOp() | ast.UnaryOp(op=ast.Not()) if not is_build_time(tree, self.block):
+                hint = "of tensors write '&', '|' and '~'; 'and', 'or', 'not' belong into the condition of an 'if'"
+                yield Problem(f"{where}: 'and', 'or' and 'not' have no tensor result.", expression.place(tree), hint)
+            case ast.Name():
+                yield from self._name(expression, tree, where)
+            case _:
+                for child in ast.iter_child_nodes(tree):
+                    yield from self._visit(expression, child, where)
+
+    def _name(self, expression: Expression, tree: ast.Name, where: str) -> Iterator[Problem]:
+        name = tree.id
+        if name in self.values or name in self.buffers or name in CONSTANTS or name == "training":
+            return
+        if name in self.block.modules:
+            hint = f"call it, as in {name}(...), or read a parameter of it by path"
+            yield Problem(f"{where}: '{name}' is a module, not a value.", expression.place(tree), hint)
+        elif name in DTYPES and not self._is_op(name):
+            return
+        elif self._is_op(name) or self.block.find_block(name):
+            yield Problem(f"{where}: '{name}' is an op, not a value.", expression.place(tree), f"call it: {name}(...)")
+        else:
+            yield self._unknown(expression, tree, where)
+
+    def _unknown(self, expression: Expression, tree: ast.Name, where: str) -> Problem:
+        here = self.values | self.block.modules.keys()
+        hint = nearest(tree.id, here)
+        if "did you mean" not in hint:
+            wide = nearest(tree.id, [*OPS.keys(), *torch_ops(), *self.block.visible_blocks(), *PLAIN_FUNCTIONS])
+            hint += "   did you mean" + wide.split("did you mean")[1] if "did you mean" in wide else ""
+        return Problem(f"{where}: no value, module or op is called '{tree.id}'.", expression.place(tree), hint)
+
+    def _call(self, expression: Expression, tree: ast.Call, where: str) -> Iterator[Problem]:
+        callee = tree.func
+        arguments = [*tree.args, *(keyword.value for keyword in tree.keywords)]
+        for keyword in tree.keywords:
+            if keyword.arg is None:
+                hint = "'**params' belongs into constructors"
+                yield Problem(f"{where}: '**' has no meaning in a call.", expression.place(keyword.value), hint)
+        if isinstance(callee, ast.Name):
+            name = callee.id
+            if name in self.values or name in self.buffers:
+                yield Problem(f"{where}: '{name}' is a value and cannot be called.", expression.place(callee))
+            elif name == "each":
+                hint = "it hands each member of a list of modules its entry: layers(x, each(xs))"
+                yield Problem(f"{where}: 'each' is an argument of a call of a list.", expression.place(callee), hint)
+            elif not (name in self.block.modules or self._is_op(name) or self.block.find_block(name)):
+                yield self._unknown(expression, callee, where)
+        elif self._root(callee) in self.block.modules:
+            yield from self._subscripts(expression, callee, where)
+        elif isinstance(callee, ast.Attribute):
+            if callee.attr not in METHODS:
+                message = f"{where}: a value has no method '{callee.attr}'."
+                yield Problem(message, expression.place(callee), nearest(callee.attr, METHODS))
+            yield from self._visit(expression, callee.value, where)
+        else:
+            yield Problem(f"{where}: this cannot be called.", expression.place(callee))
+        for argument in arguments:
+            each = isinstance(argument, ast.Call) and isinstance(argument.func, ast.Name) and argument.func.id == "each"
+            if each and self._root(callee) in self.block.modules:
+                if len(argument.args) != 1 or argument.keywords:
+                    yield Problem(f"{where}: 'each' takes one list.", expression.place(argument))
+                for inner in argument.args:
+                    yield from self._visit(expression, inner, where)
+            else:
+                yield from self._visit(expression, argument, where)
+
+    def _condition(self, expression: Expression, tree: ast.expr, where: str) -> Iterator[Problem]:
+        """A condition is made of params, `training`, `x is None`, comparisons of these, and `and or not`."""
+        match tree:
+            case ast.BoolOp():
+                for value in tree.values:
+                    yield from self._condition(expression, value, where)
+            case ast.UnaryOp(op=ast.Not()):
+                yield from self._condition(expression, tree.operand, where)
+            case ast.Compare(ops=[ast.Is() | ast.IsNot()], comparators=[ast.Constant(value=None)]):
+                yield from self._visit(expression, tree.left, where)
+            case ast.Name(id="training"):
+                return
+            case _ if is_build_time(tree, self.block):
+                for name in ast.walk(tree):
+                    if isinstance(name, ast.Name) and name.id not in PLAIN_FUNCTIONS:
+                        yield from self._name(expression, name, where)
+            case _:
+                names = (part for part in ast.walk(tree) if isinstance(part, ast.Name))
+                unknown = [problem for name in names for problem in self._name(expression, name, where)]
+                hint = "a condition is made of params, training, 'x is None', comparisons of these, and/or/not"
+                message = f"{where}: this condition depends on the value of a tensor."
+                yield from unknown or [Problem(message, expression.place(tree), hint)]
+
+    def _subscripts(self, expression: Expression, tree: ast.AST, where: str) -> Iterator[Problem]:
+        """The names inside the brackets of a path into modules."""
+        while isinstance(tree, ast.Attribute | ast.Subscript):
+            if isinstance(tree, ast.Subscript):
+                yield from self._visit(expression, tree.slice, where)
+            tree = tree.value
+
+    def _root(self, tree: ast.AST) -> str:
+        while isinstance(tree, ast.Attribute | ast.Subscript):
+            tree = tree.value
+        return tree.id if isinstance(tree, ast.Name) and tree.id not in self.buffers else ""
+
+    def _is_op(self, name: str) -> bool:
+        return OPS.has(name) or name in torch_ops() or name in PLAIN_FUNCTIONS
+
+    # the whole level
+
+    def _cycles(self) -> Iterator[Problem]:
+        producers = {target: s for s in self.block.graph.values() for target in s.targets if target != "_"}
+        dag: nx.DiGraph = nx.DiGraph()
+        for statement in self.block.graph.values():
+            for name in _read_names([statement.value]):
+                if name in producers:
+                    dag.add_edge(producers[name].key, statement.key)
+        for component in nx.strongly_connected_components(dag):
+            first = min(component, key=list(self.block.graph).index)
+            if len(component) == 1 and not dag.has_edge(first, first):
+                continue
+            edges = nx.find_cycle(dag.subgraph(component), first)
+            chain = " -> ".join([edges[0][0], *(edge[1] for edge in edges)])
+            place = self.block.graph[first].place
+            yield Problem(
+                f"the nodes form a cycle: {chain}.", place, "each node may only read nodes that do not need it"
+            )
+
+    def _unused(self) -> Iterator[Problem]:
+        read = _read_names(value for _, value in self._graph_values())
+        for statement in self.block.graph.values():
+            if not read & set(statement.targets):
+                hint = "read it somewhere, or remove it"
+                yield Problem(f"nothing uses the node '{statement.key}'.", statement.place, hint)
+        for name, place in self.block.module_places.items():
+            if name not in read:
+                hint = "it would hold parameters that never train: call it, or remove it"
+                yield Problem(f"nothing uses the module '{name}'.", place, hint)
+
+
+def _read_names(values: Iterable[Value]) -> set[str]:
+    return {name.id for value in values for expression in expressions(value) for name in expression.names()}
+
+
+def _callee(tree: ast.AST) -> str:
+    return tree.func.id if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) else ""
+
+
+def _is_tensor_constructor(value: Value) -> bool:
+    tree = value.tree if isinstance(value, Expression) else None
+    while isinstance(tree, ast.IfExp):
+        tree = tree.body
+    return tree is not None and _callee(tree) in ("Param", "Buffer")

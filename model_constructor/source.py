@@ -1,0 +1,306 @@
+"""Source: YAML text -> a tree of `Node`s that remember file, line and column.
+
+The traps of YAML are refused here, so that no later stage meets them: duplicate keys, tabs, tags, merge keys,
+octal and sexagesimal numbers, calls cut at a comma or a colon, and documents that expand without bound.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from yaml.nodes import MappingNode, ScalarNode, SequenceNode
+
+from .errors import ConfigError, Place, Problem
+
+Scalar = str | int | float | bool | None
+
+MAX_BYTES = 4_000_000
+MAX_NODES = 200_000  # after aliases are expanded
+MAX_DEPTH = 60
+
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
+_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*)?(\.[0-9_]*)?([eE][-+]?[0-9]+)?$")
+_OCTAL = re.compile(r"[-+]?0[0-9_]+$|[-+]?0o[0-7]+$")
+_SEXAGESIMAL = re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?$")
+_WORDS: dict[str, Scalar] = {
+    "": None, "~": None, "null": None, "Null": None, "NULL": None,
+    "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
+    ".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """The text of one file as it was when it was read; `name` is what messages call it."""
+
+    name: str
+    text: str
+    lines: list[str] = field(repr=False)
+
+    def place(self, line: int, column: int, length: int = 1) -> Place:
+        """`line` and `column` count from 0, as YAML marks do."""
+        text = self.lines[line] if line < len(self.lines) else ""
+        return Place(self.name, line + 1, column + 1, max(length, 1), text)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One YAML value. `value` is a scalar, a list of nodes, or a dict of nodes; `text` a scalar as it was written."""
+
+    value: Scalar | list[Node] | dict[str, Node]
+    place: Place
+    source: SourceFile
+    text: str = ""
+    key_places: dict[str, Place] = field(default_factory=dict)
+    span: tuple[int, int] = (0, 0)  # offsets of a scalar in `source.text`
+    style: str = ""  # of a scalar: "" (plain), ', ", | or >
+
+    @property
+    def plain(self) -> object:
+        """The value without its places: str, int, float, bool, None, list or dict."""
+        if isinstance(self.value, list):
+            return [entry.plain for entry in self.value]
+        if isinstance(self.value, dict):
+            return {key: entry.plain for key, entry in self.value.items()}
+        return self.value
+
+    def key_place(self, key: str) -> Place:
+        return self.key_places.get(key, self.place)
+
+    def positions(self) -> list[tuple[int, int]]:
+        """For each character of `text` (and its end): its line and column in the file, counted from 0."""
+        start, end = self.span
+        raw, at = self.source.text, start
+        line, line_start = raw.count("\n", 0, start), raw.rfind("\n", 0, start) + 1
+        if self.style in ("|", ">"):  # the header line holds no content
+            at = line_start = raw.find("\n", start) + 1
+            line += 1
+        elif self.style:
+            at += 1
+        result: list[tuple[int, int]] = []
+        for character in self.text:
+            while at < end and raw[at] != character and not (character.isspace() and raw[at].isspace()):
+                if raw[at] == "\n":
+                    line, line_start = line + 1, at + 1
+                at += 1
+            result.append((line, at - line_start))
+            if at < end and raw[at] == "\n":
+                line, line_start = line + 1, at + 1
+            at += 1
+        result.append((line, at - line_start))
+        return result
+
+
+def read_file(path: str | Path) -> Node:
+    """The tree of a YAML file. A file that is missing, too large, or not UTF-8 is a ConfigError."""
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        hint = f"files there: {', '.join(sorted(beside)[:10])}" if beside else "its folder holds no YAML file"
+        raise ConfigError(Problem(f"{path}: there is no such file.", hint=hint)) from None
+    except OSError as error:
+        raise ConfigError(Problem(f"{path}: the file cannot be read: {error.strerror}.")) from error
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(Problem(f"{path}: the file has {len(raw)} bytes; at most {MAX_BYTES} are read."))
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(Problem(f"{path}: byte {error.start} is not UTF-8 text.")) from error
+    return read_text(text, str(path))
+
+
+def read_text(text: str, name: str, lines: list[str] | None = None) -> Node:
+    """The tree of a YAML text; `name` stands for the file in messages, `lines` for what they quote if not `text`."""
+    source = SourceFile(name, text, lines or text.splitlines())
+    if not text.strip():
+        raise ConfigError(Problem(f"{name}: the file is empty."))
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(_syntax_problem(error, source)) from None
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise ConfigError(Problem(f"{name}: {error}")) from None
+    if root is None:
+        raise ConfigError(Problem(f"{name}: the file holds only comments."))
+    reader = _Reader(source)
+    tree = reader.convert(root, depth=0, in_flow=False)
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return tree
+
+
+def remember_lines(source: SourceFile) -> str:
+    """A file name under which tracebacks show `source` as it was read, even if the file has changed since."""
+    name = source.name
+    lines = source.text.splitlines(keepends=True)
+    known = linecache.cache.get(name)
+    if known is not None and known[2] != lines:
+        name = f"{name}@{zlib.crc32(source.text.encode()):08x}"
+    linecache.cache[name] = (len(source.text), None, lines, name)  # no mtime: never taken for stale
+    return name
+
+
+class _Resolver:
+    """Marks every value by how it was written, so that an explicit tag stands out."""
+
+    def resolve(self, kind: type, value: object, implicit: object) -> str:
+        return "map" if kind is MappingNode else "seq" if kind is SequenceNode else "scalar"
+
+    def descend_resolver(self, current: object, index: object) -> None: ...
+
+    def ascend_resolver(self) -> None: ...
+
+
+if hasattr(yaml, "CSafeLoader"):
+    from yaml.cyaml import CParser
+
+    class _Loader(CParser, _Resolver):
+        """Text -> nodes with marks; constructs nothing."""
+
+        def __init__(self, stream: object) -> None:
+            CParser.__init__(self, stream)
+
+        def dispose(self) -> None: ...
+
+else:
+    from yaml.composer import Composer
+    from yaml.parser import Parser
+    from yaml.reader import Reader
+    from yaml.scanner import Scanner
+
+    class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
+        """Text -> nodes with marks; constructs nothing."""
+
+        def __init__(self, stream: object) -> None:
+            Reader.__init__(self, stream)
+            Scanner.__init__(self)
+            Parser.__init__(self)
+            Composer.__init__(self)
+
+
+class _Reader:
+    """Turns the nodes of PyYAML into ours, and gathers what is wrong with them."""
+
+    def __init__(self, source: SourceFile) -> None:
+        self.source = source
+        self.problems: list[Problem] = []
+        self.count = 0
+
+    def convert(self, node: yaml.Node, depth: int, in_flow: bool) -> Node:
+        mark = node.start_mark
+        place = self.source.place(mark.line, mark.column, self._length(node))
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise ConfigError(Problem(f"the document expands to more than {MAX_NODES} values.", place))
+        if depth > MAX_DEPTH:
+            raise ConfigError(Problem(f"values are nested more than {MAX_DEPTH} deep.", place))
+        if node.tag not in ("map", "seq", "scalar"):
+            self._complain(f"the tag {node.tag!r} is not allowed: a file holds values only.", place)
+        if isinstance(node, ScalarNode):
+            return self._scalar(node, place, in_flow)
+        in_flow = in_flow or bool(node.flow_style)
+        if isinstance(node, SequenceNode):
+            entries = [self.convert(entry, depth + 1, in_flow) for entry in node.value]
+            return Node(entries, place, self.source)
+        return self._mapping(node, place, depth, in_flow)
+
+    def _mapping(self, node: MappingNode, place: Place, depth: int, in_flow: bool) -> Node:
+        values: dict[str, Node] = {}
+        key_places: dict[str, Place] = {}
+        for key_node, value_node in node.value:
+            mark = key_node.start_mark
+            key_place = self.source.place(mark.line, mark.column, self._length(key_node))
+            if not isinstance(key_node, ScalarNode):
+                self._complain("a key has to be a plain name.", key_place, "was a quote or a bracket forgotten?")
+                continue
+            key = key_node.value
+            if key == "<<":
+                self._complain("the merge key '<<' is not read here.", key_place, "write the keys out")
+            elif key in values:
+                first = key_places[key]
+                self._complain(
+                    f"the key '{key}' stands here twice.", key_place, f"first at {first}; remove one of them"
+                )
+            elif in_flow and not key_node.style and _unbalanced(key):
+                self._complain(*_cut(key, key_place))
+            key_places[key] = key_place
+            values[key] = self.convert(value_node, depth + 1, in_flow)
+        return Node(values, place, self.source, key_places=key_places)
+
+    def _scalar(self, node: ScalarNode, place: Place, in_flow: bool) -> Node:
+        text, style = node.value, node.style or ""
+        value: Scalar = text
+        if not style:
+            if in_flow and _unbalanced(text):
+                self._complain(*_cut(text, place))
+            if _OCTAL.match(text):
+                self._complain(f"{text} is an octal number in some YAML readers.", place, _instead(text.lstrip("+-0o")))
+            elif _SEXAGESIMAL.match(text):
+                self._complain(f"{text} is a base-60 number in some YAML readers.", place, f'write "{text}"')
+            else:
+                value = _plain_value(text)
+        span = (node.start_mark.index, node.end_mark.index)
+        return Node(value, place, self.source, text, span=span, style=style)
+
+    def _complain(self, message: str, place: Place, hint: str = "") -> None:
+        self.problems.append(Problem(message, place, hint))
+
+    def _length(self, node: yaml.Node) -> int:
+        start, end = node.start_mark, node.end_mark
+        return (
+            end.column - start.column if end.line == start.line else len(self.source.lines[start.line]) - start.column
+        )
+
+
+def _plain_value(text: str) -> Scalar:
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.match(text):
+        return int(text, 0)
+    if _FLOAT.match(text) and any(character.isdigit() for character in text):
+        return float(text)
+    return text
+
+
+def _unbalanced(text: str) -> bool:
+    return any(text.count(opening) != text.count(closing) for opening, closing in ("()", "[]", "{}"))
+
+
+def _cut(text: str, place: Place) -> tuple[str, Place, str]:
+    return (
+        f"inside {{}} or [] YAML cuts at each comma, so only '{text}' is left here.",
+        place,
+        "put the expression in quotes, or write the mapping over several lines",
+    )
+
+
+def _instead(digits: str) -> str:
+    return f"write {digits or '0'}, or quote it if it is text"
+
+
+def _syntax_problem(error: yaml.MarkedYAMLError, source: SourceFile) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    problem = error.problem or "the text is not YAML"
+    if mark is None:
+        return Problem(f"{source.name}: {problem}.")
+    place = source.place(mark.line, mark.column)
+    if "\t" in place.text[: mark.column + 1]:
+        return Problem("a tab stands where YAML allows only spaces.", place, "replace it by spaces")
+    if "mapping values are not allowed" in problem:
+        hint = "a ': ' inside an expression cuts it: put the expression in quotes, or after '>-' on a line of its own"
+        return Problem("a second ': ' on one line.", place, hint)
+    if "alias" in problem or "while scanning an alias" in (error.context or ""):
+        return Problem(f"{problem}.", place, "an expression cannot begin with '*': put it in quotes")
+    if "cannot start any token" in problem:
+        return Problem("this character cannot begin a value.", place, "put the expression in quotes")
+    if "${" in place.text and place.text.lstrip()[:1] != "#":
+        return Problem(f"{problem}.", place, "put '${...}' in quotes")
+    context = f" ({error.context})" if error.context else ""
+    return Problem(f"{problem}{context}.", place)
