@@ -95,13 +95,13 @@ class Block:
             yield from block.levels()
 
 
-def read_block(node: Node, base: Path) -> Block:
+def read_block(node: Node, name: str, base: Path) -> Block:
     """The declarations of a whole file; `base` is the folder that paths in `blocks:` are relative to.
 
     Raises ConfigError with everything that is wrong with the form of the file.
     """
     reader = _Reader()
-    block = reader.block(node, "model", None, base, (), FILE_KEYS)
+    block = reader.block(node, name, None, base, (), FILE_KEYS)
     if reader.problems:
         raise ConfigError(reader.problems)
     return block

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def build_model(
     """
     tree = _read(source)
     _import(tree, allow_imports)
-    block = read_block(tree, Path(source).parent if isinstance(source, str | Path) else Path())
+    is_file = isinstance(source, str | Path)
+    name = re.sub(r"\W|^(?=\d)", "_", Path(source).stem) if is_file else "model"
+    block = read_block(tree, name, Path(source).parent if is_file else Path())
     check_names(block)
     values = bind_params(block, params or {}, {"": tree.place})
     return _instantiate(block, values, ())
@@ -212,7 +215,7 @@ class _Builder:
         """Param(...) or Buffer(...): sizes filled by `init`, or one value."""
         name = "Buffer" if is_buffer else "Param"
         known = ("init", "persistent") if is_buffer else ("init", "requires_grad")
-        options: dict[str, ast.expr] = {}
+        options: dict[str | None, ast.expr] = {}
         for keyword in tree.keywords:
             if keyword.arg not in known:
                 place = expression.place(keyword.value)

@@ -138,7 +138,8 @@ class _Lowering:
         names = (["self"] if self.is_method else []) + list(self.block.inputs)
         defaults: list[ast.expr] = [ast.Constant(None) for declared in self.block.inputs.values() if declared.optional]
         flag = [ast.arg("training")] if self.needs_training and not self.is_method else []
-        return ast.arguments([], [ast.arg(name) for name in names], None, flag, [None] * len(flag), None, defaults)
+        no_defaults: list[ast.expr | None] = [None] * len(flag)
+        return ast.arguments([], [ast.arg(name) for name in names], None, flag, no_defaults, None, defaults)
 
     def _symbols(self) -> list[ast.stmt]:
         """Statements that read the symbols in use off the shapes of the inputs."""
@@ -208,7 +209,7 @@ class _Lowering:
 
     # expressions
 
-    def _error(self, message: str, part: ast.AST, hint: str = "") -> ConfigError:
+    def _error(self, message: str, part: ast.expr, hint: str = "") -> ConfigError:
         assert self.expression is not None
         return ConfigError(Problem(message, self.expression.place(part), hint))
 
@@ -553,12 +554,12 @@ class _Lowering:
         unpacked, zipped = [loop_name], [ast.copy_location(member.code, tree.func)]
 
         def argument(part: ast.expr, hint: str) -> ast.expr:
-            is_each = isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id == "each"
-            lowered = self._expr(part.args[0] if is_each else part)
-            if is_each:
+            if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id == "each":
+                lowered = self._expr(part.args[0])
                 unpacked.append(self._fresh(f"{hint}_i" if hint in self.locals else hint))
                 zipped.append(lowered)
                 return _load(unpacked[-1])
+            lowered = self._expr(part)
             if isinstance(lowered, ast.Name | ast.Constant) or ast.unparse(lowered).startswith("self."):
                 return lowered
             once = self._fresh(hint)  # evaluated once, not by each member

@@ -56,14 +56,14 @@ class Expression:
     def text(self) -> str:
         return self.node.text
 
-    def place(self, part: ast.AST | None = None) -> Place:
+    def place(self, part: ast.expr | ast.keyword | None = None) -> Place:
         """Where `part` of the expression stands; without a part, the whole."""
         part = part or self.tree
-        line, start, end = part.lineno - 1, part.col_offset, part.end_col_offset
+        line, start = part.lineno - 1, part.col_offset
         raw = self.node.source.lines[line].encode()
+        end = part.end_col_offset if part.end_lineno == part.lineno else len(raw)
         column = len(raw[:start].decode(errors="replace"))
-        length = len(raw[start:end].decode(errors="replace")) if part.end_lineno == part.lineno else len(raw) - column
-        return self.node.source.place(line, column, length)
+        return self.node.source.place(line, column, len(raw[start:end].decode(errors="replace")))
 
     def names(self) -> Iterator[ast.Name]:
         """Every name in the expression, in the order written."""
@@ -126,7 +126,7 @@ class _Evaluator:
         except Exception as error:
             raise self.error(f"{type(error).__name__}: {error}.", tree) from error
 
-    def error(self, message: str, tree: ast.AST, hint: str = "") -> ConfigError:
+    def error(self, message: str, tree: ast.expr, hint: str = "") -> ConfigError:
         return ConfigError(Problem(message, self.expression.place(tree), hint))
 
     def _visit(self, tree: ast.expr) -> Any:
@@ -236,9 +236,9 @@ def _relocate(tree: ast.expr, node: Node, lead: int) -> None:
         return line + 1, len(lines[line][:column].encode()) if line < len(lines) else 0
 
     for part in ast.walk(tree):
-        if not hasattr(part, "lineno"):
+        if not isinstance(part, ast.expr | ast.keyword):
             continue
-        start, end = part.col_offset, part.end_col_offset
+        start, end = part.col_offset, part.end_col_offset or 0
         part.lineno, part.col_offset = move(start)
         # The end is the place after the last character: on the line of that character, not of the next one.
         last = index_of[end] - 1
@@ -250,11 +250,10 @@ def _relocate(tree: ast.expr, node: Node, lead: int) -> None:
 def _outside_grammar(expression: Expression) -> Iterator[Problem]:
     for part in ast.walk(expression.tree):
         if not isinstance(part, _GRAMMAR):
-            what = _REFUSED.get(type(part), f"'{type(part).__name__}'")
-            place = expression.place(part) if hasattr(part, "lineno") else expression.place()
-            yield Problem(
-                f"{what} is not part of an expression.", place, "put such code into a registered op or module"
-            )
+            if isinstance(part, ast.expr):  # and not the pieces that it alone consists of
+                what = _REFUSED.get(type(part), f"'{type(part).__name__}'")
+                hint = "put such code into a registered op or module"
+                yield Problem(f"{what} is not part of an expression.", expression.place(part), hint)
         elif isinstance(part, ast.Attribute) and part.attr.startswith("_"):
             yield Problem(f"the attribute '{part.attr}' begins with an underscore.", expression.place(part))
         elif isinstance(part, ast.Constant) and isinstance(part.value, bytes | complex):

@@ -150,7 +150,7 @@ class _Checker:
 
     # graph expressions
 
-    def _visit(self, expression: Expression, tree: ast.AST, where: str) -> Iterator[Problem]:
+    def _visit(self, expression: Expression, tree: ast.expr, where: str) -> Iterator[Problem]:
         match tree:
             case ast.Call():
                 yield from self._call(expression, tree, where)
@@ -176,7 +176,8 @@ class _Checker:
                 yield from self._name(expression, tree, where)
             case _:
                 for child in ast.iter_child_nodes(tree):
-                    yield from self._visit(expression, child, where)
+                    if isinstance(child, ast.expr):
+                        yield from self._visit(expression, child, where)
 
     def _name(self, expression: Expression, tree: ast.Name, where: str) -> Iterator[Problem]:
         name = tree.id
@@ -226,8 +227,11 @@ class _Checker:
         else:
             yield Problem(f"{where}: this cannot be called.", expression.place(callee))
         for argument in arguments:
-            each = isinstance(argument, ast.Call) and isinstance(argument.func, ast.Name) and argument.func.id == "each"
-            if each and self._root(callee) in self.block.modules:
+            if (
+                isinstance(argument, ast.Call)
+                and _callee(argument) == "each"
+                and self._root(callee) in self.block.modules
+            ):
                 if len(argument.args) != 1 or argument.keywords:
                     yield Problem(f"{where}: 'each' takes one list.", expression.place(argument))
                 for inner in argument.args:
@@ -258,7 +262,7 @@ class _Checker:
                 message = f"{where}: this condition depends on the value of a tensor."
                 yield from unknown or [Problem(message, expression.place(tree), hint)]
 
-    def _subscripts(self, expression: Expression, tree: ast.AST, where: str) -> Iterator[Problem]:
+    def _subscripts(self, expression: Expression, tree: ast.expr, where: str) -> Iterator[Problem]:
         """The names inside the brackets of a path into modules."""
         while isinstance(tree, ast.Attribute | ast.Subscript):
             if isinstance(tree, ast.Subscript):

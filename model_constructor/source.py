@@ -141,48 +141,25 @@ def remember_lines(source: SourceFile) -> str:
     name = source.name
     lines = source.text.splitlines(keepends=True)
     known = linecache.cache.get(name)
-    if known is not None and known[2] != lines:
+    if known is not None and (len(known) != 4 or known[2] != lines):
         name = f"{name}@{zlib.crc32(source.text.encode()):08x}"
     linecache.cache[name] = (len(source.text), None, lines, name)  # no mtime: never taken for stale
     return name
 
 
-class _Resolver:
-    """Marks every value by how it was written, so that an explicit tag stands out."""
+_Base: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):
+    """Text -> nodes with marks, by libyaml where PyYAML has it. Constructs nothing."""
 
     def resolve(self, kind: type, value: object, implicit: object) -> str:
+        """The tag of a value says only how it was written, so that an explicit tag stands out."""
         return "map" if kind is MappingNode else "seq" if kind is SequenceNode else "scalar"
 
     def descend_resolver(self, current: object, index: object) -> None: ...
 
     def ascend_resolver(self) -> None: ...
-
-
-if hasattr(yaml, "CSafeLoader"):
-    from yaml.cyaml import CParser
-
-    class _Loader(CParser, _Resolver):
-        """Text -> nodes with marks; constructs nothing."""
-
-        def __init__(self, stream: object) -> None:
-            CParser.__init__(self, stream)
-
-        def dispose(self) -> None: ...
-
-else:
-    from yaml.composer import Composer
-    from yaml.parser import Parser
-    from yaml.reader import Reader
-    from yaml.scanner import Scanner
-
-    class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
-        """Text -> nodes with marks; constructs nothing."""
-
-        def __init__(self, stream: object) -> None:
-            Reader.__init__(self, stream)
-            Scanner.__init__(self)
-            Parser.__init__(self)
-            Composer.__init__(self)
 
 
 class _Reader:
@@ -205,11 +182,11 @@ class _Reader:
             self._complain(f"the tag {node.tag!r} is not allowed: a file holds values only.", place)
         if isinstance(node, ScalarNode):
             return self._scalar(node, place, in_flow)
+        assert isinstance(node, SequenceNode | MappingNode)
         in_flow = in_flow or bool(node.flow_style)
-        if isinstance(node, SequenceNode):
-            entries = [self.convert(entry, depth + 1, in_flow) for entry in node.value]
-            return Node(entries, place, self.source)
-        return self._mapping(node, place, depth, in_flow)
+        if isinstance(node, MappingNode):
+            return self._mapping(node, place, depth, in_flow)
+        return Node([self.convert(entry, depth + 1, in_flow) for entry in node.value], place, self.source)
 
     def _mapping(self, node: MappingNode, place: Place, depth: int, in_flow: bool) -> Node:
         values: dict[str, Node] = {}
