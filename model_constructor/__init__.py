@@ -5,6 +5,7 @@ from .config import Config, load_config
 from .errors import ConfigError, Place, Problem
 from .model import GraphModel
 from .names import Registry, register
+from .source import dump
 
 __all__ = [
     "Config",
@@ -14,6 +15,7 @@ __all__ = [
     "Problem",
     "Registry",
     "build_model",
+    "dump",
     "load_config",
     "register",
 ]

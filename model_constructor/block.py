@@ -6,6 +6,7 @@ refer to is the graph's business.
 
 from __future__ import annotations
 
+import ast
 import keyword
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,11 +18,12 @@ from torch import nn
 from .config import check_keys
 from .errors import ConfigError, Place, Problem, nearest
 from .expressions import Expression, parse
-from .names import DTYPES, PLAIN_FUNCTIONS, TAKEN
+from .names import DTYPES, TAKEN, TAKEN_BY_MODELS
 from .source import Node, read_file
 
 BLOCK_KEYS = ("params", "inputs", "blocks", "modules", "graph", "outputs")
 FILE_KEYS = ("schema_version", "imports", *BLOCK_KEYS)
+PARAM_VALUES = "a number, bool, string, null, or a list of these"
 PARAM_TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "list": list}
 
 Value = Expression | list["Value"] | dict[str, "Value"]  # of a node, an output, or a module
@@ -70,6 +72,7 @@ class Block:
     graph: dict[str, Statement] = field(default_factory=dict)
     outputs: Value | None = None
     symbols: dict[str, Place] = field(default_factory=dict)
+    imports: Node | None = None
     module_places: dict[str, Place] = field(default_factory=dict)
 
     def find_block(self, name: str) -> Block | None:
@@ -134,6 +137,7 @@ class _Reader:
         self.problems += check_keys(node, keys, what)
         if keys is FILE_KEYS:
             self._version(node)
+            block.imports = node.value.get("imports")
         if "outputs" not in node.value:
             self.complain(f"{what} needs the key 'outputs'.", node.place)
         for key, place, entry in self._entries(node, "params"):
@@ -184,9 +188,13 @@ class _Reader:
             yield name, section.key_place(name), entry
 
     def _param(self, node: Node, place: Place) -> Param:
-        if isinstance(node.value, dict):
-            self.complain("a param is a number, bool, string, null or list.", node.place)
-        required = PARAM_TYPES.get(node.text) if not node.style and isinstance(node.value, str) else None
+        if not _is_param_value(node.plain):
+            self.complain(f"a param is {PARAM_VALUES}.", node.place)
+        if isinstance(node.value, str) and "${" in node.value:
+            self.complain("'${...}' is not read here.", node.place, "write the value out")
+        required = PARAM_TYPES.get(node.text) if isinstance(node.value, str) else None
+        if required and node.style:
+            self.complain(f"the string '{node.text}' would stand for a type.", node.place, "choose another word")
         return Param(node.plain, required, place)
 
     def _input(self, name: str, node: Node, place: Place, block: Block) -> Input:
@@ -228,8 +236,9 @@ class _Reader:
                 except ConfigError as error:
                     self.problems += error.problems
                     continue
+                called = {id(part.func) for part in ast.walk(expression.tree) if isinstance(part, ast.Call)}
                 for name in expression.names():
-                    if name.id not in block.params and name.id not in PLAIN_FUNCTIONS:
+                    if name.id not in block.params and id(name) not in called:
                         block.symbols.setdefault(name.id, expression.place(name))
                 yield expression
             else:
@@ -237,6 +246,8 @@ class _Reader:
                 self.complain("an entry of a shape is a number, a name, or an expression of these.", entry.place, hint)
 
     def _inner(self, node: Node, name: str, place: Place, parent: Block, base: Path, files: tuple[Path, ...]) -> Block:
+        if isinstance(node.value, dict) and "schema_version" in node.value:  # a whole file, with a scope of its own
+            return self.block(node, name, None, base, files, FILE_KEYS)
         if not isinstance(node.value, str):
             return self.block(node, name, parent, base, files, BLOCK_KEYS)
         path = base / node.value
@@ -257,18 +268,15 @@ class _Reader:
         for name, place in _named(block):
             if name == "_":
                 continue
-            if not name.isidentifier() or keyword.iskeyword(name):
-                self.complain(f"'{name}' is not a name: letters, digits and _ only, no keyword of Python.", place)
-            elif name in TAKEN:
-                self.complain(f"the name '{name}' is taken by the dialect.", place, "choose another name")
-            elif name.startswith("_"):
-                self.complain(f"the name '{name}' begins with an underscore.", place, "choose another name")
-            elif hasattr(nn.Module, name):
-                self.complain(f"'{name}' is an attribute of nn.Module.", place, "choose another name")
-            elif name in first:
+            self._check_name(name, place)
+            if name in block.modules and name in TAKEN_BY_MODELS:
+                self.complain(f"'{name}' is an attribute of every model.", place, "choose another name")
+            if name in first:
                 hint = f"first at {first[name]}; params, inputs, symbols, modules and nodes share their names"
                 self.complain(f"the name '{name}' stands here twice.", place, hint)
             first.setdefault(name, place)
+        for entry, place in block.module_places.items():
+            self._check_entries(block.modules[entry], place)
         seen_optional = ""
         for name, declared in block.inputs.items():
             if declared.optional:
@@ -276,6 +284,22 @@ class _Reader:
             elif seen_optional:
                 hint = f"'{seen_optional}' before it may be left out: move optional inputs to the end"
                 self.complain(f"the input '{name}' is not optional.", declared.place, hint)
+
+    def _check_name(self, name: str, place: Place) -> None:
+        if not name.isidentifier() or keyword.iskeyword(name):
+            self.complain(f"'{name}' is not a name: letters, digits and _ only, no keyword of Python.", place)
+        elif name in TAKEN:
+            self.complain(f"the name '{name}' is taken by the dialect.", place, "choose another name")
+        elif name.startswith("_"):
+            self.complain(f"the name '{name}' begins with an underscore.", place, "choose another name")
+        elif hasattr(nn.Module, name):
+            self.complain(f"'{name}' is an attribute of nn.Module.", place, "choose another name")
+
+    def _check_entries(self, value: Value, place: Place) -> None:
+        """The names inside a namespace."""
+        for name, entry in value.items() if isinstance(value, dict) else ():
+            self._check_name(name, place)
+            self._check_entries(entry, place)
 
 
 def _named(block: Block) -> Iterator[tuple[str, Place]]:
@@ -293,7 +317,11 @@ def _named(block: Block) -> Iterator[tuple[str, Place]]:
 def bind_params(block: Block, given: Mapping[str, Any], places: Mapping[str, Place | None]) -> dict[str, Any]:
     """The value of each param of a block: what the caller gives, else the default. Raises ConfigError."""
     problems = []
-    for name in given:
+    given = {name: _plain_number(value) for name, value in given.items()}
+    for name, value in given.items():
+        if not _is_param_value(value) or (isinstance(value, str) and value in PARAM_TYPES):
+            hint = f"a param is {PARAM_VALUES}, and no string that names a type"
+            problems.append(Problem(f"the param '{name}' cannot be {value!r}.", places.get(name), hint))
         if name not in block.params:
             hint = nearest(name, block.params) or "it has no params"
             problems.append(Problem(f"'{block.name}' has no param '{name}'.", places.get(name), hint))
@@ -313,6 +341,17 @@ def bind_params(block: Block, given: Mapping[str, Any], places: Mapping[str, Pla
     if problems:
         raise ConfigError(problems)
     return values
+
+
+def _plain_number(value: Any) -> Any:
+    """A numpy number as Python's own."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def _is_param_value(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_param_value(entry) for entry in value)
+    return value is None or type(value) in (int, float, bool, str)
 
 
 def _fits(value: Any, expected: type, strict: bool) -> bool:

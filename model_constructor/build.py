@@ -7,11 +7,11 @@ import importlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from .block import Block, Value, bind_params, read_block
@@ -21,9 +21,10 @@ from .expressions import Expression, evaluate
 from .graph import build_graph, check_names
 from .model import GraphModel, Member, Namespace, add_members
 from .names import find_type, initialisers
-from .source import Node, read_file, read_text
+from .source import Node, dump, read_file, read_text
 
 MAX_REPEAT = 10_000
+MAX_MODULES = 100_000
 
 
 def build_model(
@@ -40,28 +41,43 @@ def build_model(
 
     Raises ConfigError with all problems of the first stage that finds any, each with file, line and column.
     """
-    tree = _read(source)
-    _import(tree, allow_imports)
-    is_file = isinstance(source, str | Path)
-    name = re.sub(r"\W|^(?=\d)", "_", Path(source).stem) if is_file else "model"
-    block = read_block(tree, name, Path(source).parent if is_file else Path())
+    if isinstance(source, Mapping):
+        return build_tree(read_text(dump(dict(source)), "<specification>"), "model", Path(), params, allow_imports)
+    name = re.sub(r"\W|^(?=\d)", "_", Path(source).stem)
+    return build_tree(read_file(source), name, Path(source).parent, params, allow_imports)
+
+
+def build_tree(
+    tree: Node,
+    name: str,
+    base: Path = Path(),
+    params: Mapping[str, Any] | None = None,
+    allow_imports: Sequence[str] = (),
+) -> GraphModel:
+    """As `build_model`, of a tree that has been read; `base` is the folder its paths are relative to."""
+    block = read_block(tree, name, base)
+    for level in block.levels():
+        if level.imports is not None:
+            _import(level.imports, allow_imports)
     check_names(block)
     values = bind_params(block, params or {}, {"": tree.place})
-    return _instantiate(block, values, ())
+    return _instantiate(block, values, (), _Budget())
 
 
-def _read(source: str | Path | Mapping[str, Any]) -> Node:
-    if isinstance(source, Mapping):
-        text = yaml.safe_dump(dict(source), sort_keys=False, allow_unicode=True, width=110)
-        return read_text(text, "<specification>")
-    return read_file(source)
+@dataclass(slots=True)
+class _Budget:
+    """Counts modules, so that a small file cannot ask for unbounded work."""
+
+    modules: int = 0
+
+    def spend(self, place: Place) -> None:
+        self.modules += 1
+        if self.modules > MAX_MODULES:
+            raise ConfigError(Problem(f"the model has more than {MAX_MODULES} modules.", place))
 
 
-def _import(tree: Node, allowed: Sequence[str]) -> None:
+def _import(section: Node, allowed: Sequence[str]) -> None:
     """Import the modules that a file names, so that they can register their types and ops."""
-    section = tree.value.get("imports") if isinstance(tree.value, dict) else None
-    if section is None:
-        return
     if not isinstance(section.value, list):
         raise ConfigError(Problem("'imports' is a list of Python modules.", section.place))
     problems = []
@@ -79,17 +95,19 @@ def _import(tree: Node, allowed: Sequence[str]) -> None:
             raise ConfigError(Problem(f"'{entry.text}' cannot be imported: {error}.", entry.place)) from error
 
 
-def _instantiate(block: Block, params: dict[str, Any], inside: tuple[Block, ...]) -> GraphModel:
+def _instantiate(block: Block, params: dict[str, Any], inside: tuple[Block, ...], budget: _Budget) -> GraphModel:
     graph = build_graph(block, params)
-    builder = _Builder(block, params, (*inside, block))
-    members = {
-        name: builder.member(value, block.module_places[name])
-        for name, value in block.modules.items()
-        if name in graph.modules
-    }
-    for name, member in members.items():
-        if not isinstance(member, nn.Module | Member):
-            raise ConfigError(Problem(f"'{name}' builds no module.", block.module_places[name]))
+    builder = _Builder(block, params, (*inside, block), budget)
+    members: dict[str, nn.Module | Member] = {}
+    problems: list[Problem] = []
+    for name, value in block.modules.items():
+        if name in graph.modules:
+            try:
+                members[name] = builder.member(value)
+            except ConfigError as error:
+                problems += error.problems
+    if problems:
+        raise ConfigError(problems)
     objects = {name: member.tensor if isinstance(member, Member) else member for name, member in members.items()}
     return compile_class(graph, objects, GraphModel)(block, params, members)
 
@@ -97,24 +115,42 @@ def _instantiate(block: Block, params: dict[str, Any], inside: tuple[Block, ...]
 class _Builder:
     """Builds the modules of one use of a block: its constructor expressions over the values of its params."""
 
-    def __init__(self, block: Block, params: Mapping[str, Any], inside: tuple[Block, ...]) -> None:
+    def __init__(self, block: Block, params: Mapping[str, Any], inside: tuple[Block, ...], budget: _Budget) -> None:
         self.block = block
+        self.budget = budget
         self.params = params
         self.inside = inside
 
-    def member(self, value: Value, place: Place) -> Any:
+    def member(self, value: Value) -> nn.Module | Member:
+        """An entry of `modules`: of a constructor, a list or a namespace."""
         if isinstance(value, Expression):
-            return self.build(value, value.tree, self.params)
+            built = self.build(value, value.tree, self.params)
+            return built if isinstance(built, Member) else self._checked(value, value.tree, built)
         if isinstance(value, list):
-            return nn.ModuleList([self.member(entry, place) for entry in value])
+            return nn.ModuleList([self._list_entry(entry) for entry in value])
         namespace = Namespace()
-        entries = {}
-        for name, entry in value.items():
-            if not name.isidentifier() or hasattr(nn.Module, name):
-                raise ConfigError(Problem(f"'{name}' cannot name an entry of a namespace.", place))
-            entries[name] = self.member(entry, place)
-        add_members(namespace, entries)
+        add_members(namespace, {name: self.member(entry) for name, entry in value.items()})
         return namespace
+
+    def _list_entry(self, value: Value) -> nn.Module:
+        if isinstance(value, Expression):
+            return self.module(value, value.tree, self.params)
+        entry = self.member(value)
+        assert isinstance(entry, nn.Module)
+        return entry
+
+    def module(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any]) -> nn.Module:
+        """What a constructor expression builds, where it has to be a module."""
+        return self._checked(expression, tree, self.build(expression, tree, values))
+
+    def _checked(self, expression: Expression, tree: ast.expr, built: Any) -> nn.Module:
+        if isinstance(built, Member):
+            hint = "a Param or Buffer is an entry of 'modules' or of a namespace, with a name of its own"
+            raise ConfigError(Problem("a parameter is not a module.", expression.place(tree), hint))
+        if not isinstance(built, nn.Module):
+            message = f"this builds no module but {type(built).__name__}."
+            raise ConfigError(Problem(message, expression.place(tree)))
+        return built
 
     def build(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any]) -> Any:
         """The module (or parameter, buffer) that a constructor expression describes."""
@@ -127,7 +163,7 @@ class _Builder:
             case ast.BinOp(op=ast.Mult()):
                 return self._repeat(expression, tree, values)
             case ast.List():
-                return nn.ModuleList([self.build(expression, entry, values) for entry in tree.elts])
+                return nn.ModuleList([self.module(expression, entry, values) for entry in tree.elts])
             case ast.Call(func=ast.Name()):
                 return self._construct(expression, tree, values)
         hint = "write Type(...), a chain A() >> B(), or a list Type(...) * n"
@@ -136,18 +172,23 @@ class _Builder:
     def _chain(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any]) -> list[nn.Module]:
         if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.RShift):
             return [*self._chain(expression, tree.left, values), *self._chain(expression, tree.right, values)]
-        return [self.build(expression, tree, values)]
+        module = self.module(expression, tree, values)
+        if isinstance(module, nn.ModuleList):
+            hint = "name the list on its own under 'modules' and call it in the graph"
+            raise ConfigError(Problem("a list cannot be a link of a chain.", expression.place(tree), hint))
+        return [module]
 
     def _repeat(self, expression: Expression, tree: ast.BinOp, values: Mapping[str, Any]) -> nn.ModuleList:
         count = evaluate(expression, values, tree.right)
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_REPEAT:
             message = f"a repeat count is an integer from 0 to {MAX_REPEAT}; this is {count!r}."
             raise ConfigError(Problem(message, expression.place(tree.right)))
-        return nn.ModuleList([self.build(expression, tree.left, {**values, "index": i}) for i in range(count)])
+        return nn.ModuleList([self.module(expression, tree.left, {**values, "index": i}) for i in range(count)])
 
     def _construct(self, expression: Expression, tree: ast.Call, values: Mapping[str, Any]) -> Any:
         assert isinstance(tree.func, ast.Name)
         name = tree.func.id
+        self.budget.spend(expression.place(tree))
         if name in ("Param", "Buffer"):
             return self._tensor(expression, tree, values, is_buffer=name == "Buffer")
         inner = self.block.find_block(name)
@@ -209,7 +250,7 @@ class _Builder:
                 raise ConfigError(Problem("only '**params' can follow '**'.", expression.place(keyword.value), hint))
         if any(keyword.arg is None for keyword in tree.keywords):
             given = {**{name: self.params[name] for name in self.params if name in inner.params}, **given}
-        return _instantiate(inner, bind_params(inner, given, places), self.inside)
+        return _instantiate(inner, bind_params(inner, given, places), self.inside, self.budget)
 
     def _tensor(self, expression: Expression, tree: ast.Call, values: Mapping[str, Any], is_buffer: bool) -> Member:
         """Param(...) or Buffer(...): sizes filled by `init`, or one value."""
@@ -224,22 +265,22 @@ class _Builder:
                 )
             options[keyword.arg] = keyword.value
         arguments = [evaluate(expression, values, argument) for argument in tree.args]
-        flag = evaluate(expression, values, options[known[1]]) if known[1] in options else True
-        if all(isinstance(size, int) and not isinstance(size, bool) for size in arguments):
-            tensor = torch.zeros(arguments)
-            if "init" in options:
+        flag = bool(evaluate(expression, values, options[known[1]])) if known[1] in options else True
+        try:
+            tensor, is_value = _tensor_of(arguments)
+            if "init" in options and not is_value:
                 self._fill(expression, tensor, options["init"], values)
-        elif len(arguments) == 1 and isinstance(arguments[0], torch.Tensor | list | float):
-            if "init" in options:
+            if is_buffer:
+                return Member(tensor, is_buffer=True, persistent=flag)
+            if is_value and not tensor.is_floating_point() and isinstance(arguments[0], list):
+                tensor = tensor.float()  # a list of whole numbers is as good as one of 1.0, 2.0
+            if "init" in options and is_value:
                 message = f"'{name}' has a value already; 'init' fills sizes."
                 raise ConfigError(Problem(message, expression.place(options["init"])))
-            tensor = torch.as_tensor(arguments[0])
-        else:
+            return Member(nn.Parameter(tensor, requires_grad=flag))
+        except (RuntimeError, TypeError, ValueError) as error:
             hint = f"{name}(2, 3) has a shape, {name}(zeros(2, 3)) or {name}([1.0, 2.0]) a value"
-            raise ConfigError(Problem(f"'{name}' takes sizes, or one value.", expression.place(tree), hint))
-        if is_buffer:
-            return Member(tensor, is_buffer=True, persistent=bool(flag))
-        return Member(nn.Parameter(tensor, requires_grad=bool(flag)))
+            raise ConfigError(Problem(f"{name} cannot be built: {error}.", expression.place(tree), hint)) from error
 
     def _fill(self, expression: Expression, tensor: torch.Tensor, tree: ast.expr, values: Mapping[str, Any]) -> None:
         called = tree.func if isinstance(tree, ast.Call) else tree
@@ -254,6 +295,15 @@ class _Builder:
         except Exception as error:
             message = f"{called.id} cannot fill this: {type(error).__name__}: {error}"
             raise ConfigError(Problem(message, expression.place(tree))) from error
+
+
+def _tensor_of(arguments: list[Any]) -> tuple[torch.Tensor, bool]:
+    """Zeros of the sizes given, or the one value given; and whether it is a value."""
+    if all(isinstance(size, int) and not isinstance(size, bool) for size in arguments):
+        return torch.zeros(arguments), False
+    if len(arguments) == 1 and isinstance(arguments[0], torch.Tensor | list | float):
+        return torch.as_tensor(arguments[0]), True
+    raise TypeError("it takes sizes, or one value")
 
 
 def _check_signature(

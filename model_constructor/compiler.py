@@ -10,6 +10,7 @@ import ast
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import einops
@@ -29,8 +30,8 @@ from .names import (
     METHODS,
     OPS,
     PLAIN_FUNCTIONS,
-    takes_training,
     torch_ops,
+    training_position,
 )
 from .source import remember_lines
 
@@ -71,8 +72,7 @@ class Compiled:
 def compile_class(graph: Graph, modules: dict[str, Any], base: type) -> type:
     """A subclass of `base` whose `forward` runs the graph. Equal graphs share one class."""
     compiled = _Lowering(graph, modules, function_name="forward", is_method=True).compiled()
-    outputs = graph.block.outputs
-    returns = len(outputs) if isinstance(outputs, list) else None
+    returns = _tuple_length(graph.block.outputs)
     key = (base, graph.block.name, tuple(graph.block.inputs), returns, compiled.key())
     if key not in _classes:
         members = {
@@ -80,15 +80,18 @@ def compile_class(graph: Graph, modules: dict[str, Any], base: type) -> type:
             "__doc__": f"The block '{graph.block.name}' of {graph.block.node.source.name}.",
             "forward": compiled.function(),
             "inputs": tuple(graph.block.inputs),
-            "returns": returns,
-            "compiled": compiled,
+            "_returns": returns,
+            "_compiled": compiled,
         }
         _classes[key] = type(graph.block.name, (base,), members)
     return _classes[key]
 
 
-def has_modules(block: Block) -> bool:
-    return bool(block.modules)
+def _tuple_length(outputs: Value | None) -> int | None:
+    """How many values a block returns as a tuple; None for a single value or a dict."""
+    if isinstance(outputs, Expression):
+        return len(outputs.tree.elts) if isinstance(outputs.tree, ast.Tuple) else None
+    return len(outputs) if isinstance(outputs, list) else None
 
 
 @dataclass(slots=True)
@@ -103,13 +106,21 @@ class _Member:
 class _Lowering:
     """Lowers the expressions of one graph to Python statements."""
 
-    def __init__(self, graph: Graph, modules: dict[str, Any], function_name: str, is_method: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        modules: dict[str, Any],
+        function_name: str,
+        is_method: bool,
+        inside: tuple[Block, ...] = (),
+    ) -> None:
         self.graph = graph
         self.block = graph.block
         self.params = graph.params
         self.modules = modules
         self.function_name = function_name
         self.is_method = is_method
+        self.inside = (*inside, graph.block)
         self.locals = {*self.block.values(), "self"} - self.params.keys()
         self.scope: dict[str, Any] = {}
         self.helpers: dict[tuple, tuple[str, Compiled]] = {}
@@ -119,10 +130,14 @@ class _Lowering:
         self.expression: Expression | None = None  # the one being lowered
 
     def compiled(self) -> Compiled:
-        for statement in self.graph.order:
-            self._statement(statement)
-        assert self.block.outputs is not None
-        self._emit(ast.Return(self._value(self.block.outputs)))
+        problems: list[Problem] = []
+        for lower in (*(partial(self._statement, statement) for statement in self.graph.order), self._return):
+            try:
+                lower()
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(problems)
         body = [*self._symbols(), *self.statements]
         tree = ast.FunctionDef(self.function_name, self._signature(), body, [], None)
         place = self.block.node.place
@@ -143,34 +158,49 @@ class _Lowering:
 
     def _symbols(self) -> list[ast.stmt]:
         """Statements that read the symbols in use off the shapes of the inputs."""
-        wanted = {name: self._binding(name) for name in self.block.symbols if name in self.symbols_read}
         statements: list[ast.stmt] = []
-        for input_name, declared in self.block.inputs.items():
-            here = {name: dim for name, (source, dim) in wanted.items() if source == input_name}
-            if not here:
+        whole: dict[str, dict[int, str]] = {}  # required inputs without `...`: dimension -> symbol
+        for symbol in self.block.symbols:
+            if symbol not in self.symbols_read:
                 continue
-            shape: ast.expr = ast.Attribute(_load(input_name), "shape", ast.Load())
-            if len(here) > 1 and declared.shape and declared.shape[0] is not None and not declared.optional:
-                by_dim = {dim: name for name, dim in here.items()}
-                targets: list[ast.expr] = [_store(by_dim.get(dim, "_")) for dim in range(len(declared.shape))]
-                statements.append(ast.Assign([ast.Tuple(targets, ast.Store())], shape))
+            bindings = self._bindings(symbol)
+            name, dim = bindings[0]
+            declared = self.block.inputs[name]
+            if not declared.optional and dim >= 0:
+                whole.setdefault(name, {})[dim] = symbol
                 continue
-            for name, dim in here.items():
-                size: ast.expr = ast.Subscript(shape, ast.Constant(dim), ast.Load())
-                if declared.optional:
-                    given = ast.Compare(_load(input_name), [ast.IsNot()], [ast.Constant(None)])
-                    size = ast.IfExp(given, size, ast.Constant(None))
-                statements.append(ast.Assign([_store(name)], size))
+            size = self._size(name, dim)
+            if declared.optional:  # the first of them that is present
+                size = ast.Constant(None)
+                for name, dim in reversed(bindings):
+                    given = ast.Compare(_load(name), [ast.IsNot()], [ast.Constant(None)])
+                    size = ast.IfExp(given, self._size(name, dim), size)
+            statements.append(ast.Assign([_store(symbol)], size))
+        for name, by_dim in whole.items():
+            if len(by_dim) == 1:
+                statements += [ast.Assign([_store(symbol)], self._size(name, dim)) for dim, symbol in by_dim.items()]
+                continue
+            targets: list[ast.expr] = [
+                _store(by_dim.get(dim, "_")) for dim in range(len(self.block.inputs[name].shape or ()))
+            ]
+            shape = ast.Attribute(_load(name), "shape", ast.Load())
+            statements.append(ast.Assign([ast.Tuple(targets, ast.Store())], shape))
         return statements
 
-    def _binding(self, symbol: str) -> tuple[str, int]:
-        """The input and the dimension that a symbol is read from: the first required input, else an optional one."""
-        by_need: list[tuple[str, Input]] = sorted(self.block.inputs.items(), key=lambda item: item[1].optional)
-        for name, declared in by_need:
-            for dim, entry in enumerate(declared.shape or ()):
+    def _size(self, name: str, dim: int) -> ast.expr:
+        return ast.Subscript(ast.Attribute(_load(name), "shape", ast.Load()), ast.Constant(dim), ast.Load())
+
+    def _bindings(self, symbol: str) -> list[tuple[str, int]]:
+        """The inputs and dimensions that a symbol can be read from: a required one, else all optional ones."""
+        found = []
+        for name, declared in self.block.inputs.items():
+            entries = declared.shape or ()
+            for dim, entry in enumerate(entries):
                 if isinstance(entry, Expression) and isinstance(entry.tree, ast.Name) and entry.tree.id == symbol:
-                    leading = declared.shape and declared.shape[0] is None
-                    return name, dim - len(declared.shape or ()) if leading else dim
+                    found.append((name, dim - len(entries) if entries[0] is None else dim))
+        required = [binding for binding in found if not self.block.inputs[binding[0]].optional]
+        if found:
+            return required[:1] or found
         place = self.block.symbols[symbol]
         hint = f"a dimension that is just {symbol}, of some input, gives it a value"
         raise ConfigError(Problem(f"the symbol '{symbol}' has no value.", place, hint))
@@ -186,6 +216,10 @@ class _Lowering:
         elif isinstance(statement, ast.Return) and statement.value is not None and hasattr(statement.value, "lineno"):
             ast.copy_location(statement, statement.value)
         self.statements.append(statement)
+
+    def _return(self) -> None:
+        assert self.block.outputs is not None
+        self._emit(ast.Return(self._value(self.block.outputs)))
 
     def _statement(self, statement: Statement) -> None:
         targets = statement.targets
@@ -381,7 +415,7 @@ class _Lowering:
             method = ast.copy_location(ast.Attribute(self._expr(callee.value), callee.attr, ast.Load()), callee)
             return ast.Call(method, *self._arguments(tree))
         assert isinstance(callee, ast.Name)
-        if callee.id in PLAIN_FUNCTIONS and is_plain(tree, lambda n: n in self.params or n in self.block.symbols):
+        if callee.id in PLAIN_FUNCTIONS and is_plain(tree, self._is_plain_name):
             module, function = PLAIN_FUNCTIONS[callee.id]
             name = self._global(f"math.{callee.id}") if module else self._global(callee.id, function)
             return ast.Call(name, *self._arguments(tree))
@@ -389,6 +423,9 @@ class _Lowering:
         if block is not None:
             return self._block_call(tree, block)
         return self._op_call(tree, callee.id)
+
+    def _is_plain_name(self, name: str) -> bool:
+        return name in self.params or name in self.block.symbols or (name in CONSTANTS and name not in self.locals)
 
     def _arguments(self, tree: ast.Call) -> tuple[list[ast.expr], list[ast.keyword]]:
         positional = [self._expr(argument) for argument in tree.args]
@@ -400,15 +437,18 @@ class _Lowering:
     def _op_call(self, tree: ast.Call, name: str) -> ast.expr:
         arguments, keywords = self._arguments(tree)
         given = {keyword.arg for keyword in keywords}
+        if OPS.has(name) or name in torch_ops():
+            position = training_position(name)
+            if position is not None and "training" not in given and len(arguments) <= position:
+                keywords.append(ast.keyword("training", self._training()))
         if OPS.has(name):
             return ast.Call(self._global(name, OPS.get(name)), arguments, keywords)
         if name not in torch_ops():
             raise self._error(f"'{name}' takes plain numbers: params, symbols and literals.", tree)
         module = torch_ops()[name][0]
-        if name == "einsum" and not (tree.args and isinstance(tree.args[0], ast.Constant)):
+        pattern_first = bool(tree.args) and is_build_time(tree.args[0], self.block)
+        if name == "einsum" and not pattern_first:
             module = "einops"  # the pattern comes last, as einops has it
-        if module == "F" and takes_training(name) and "training" not in given:
-            keywords.append(ast.keyword("training", self._training()))
         first = self._first_tensor()
         if name in CREATION_OPS and "device" not in given and first is not None:
             keywords.append(ast.keyword("device", ast.Attribute(_load(first), "device", ast.Load())))
@@ -417,7 +457,7 @@ class _Lowering:
 
     def _block_call(self, tree: ast.Call, block: Block) -> ast.expr:
         """A block without modules is a function: its params are given by keyword and fixed when it is compiled."""
-        if has_modules(block):
+        if block.modules:
             hint = f"build it under 'modules', as in {block.name}_1: {block.name}(...), and call that"
             raise self._error(f"the block '{block.name}' holds modules.", tree, hint)
         given: dict[str, Any] = {}
@@ -437,10 +477,14 @@ class _Lowering:
         helper_key = (block.node.place, tuple(sorted((name, repr(value)) for name, value in given.items())))
         if helper_key not in self.helpers:
             graph = build_graph(block, bind_params(block, given, places))
+            if block in self.inside:
+                chain = " -> ".join(level.name for level in (*self.inside, block))
+                raise self._error(f"the block '{block.name}' contains itself: {chain}.", tree)
             name = block.name
-            while any(name == taken for taken, _ in self.helpers.values()) or name in self.locals:
+            taken = {*(other for other, _ in self.helpers.values()), *self.locals, *_MODULES, *PLAIN_FUNCTIONS, "zip"}
+            while name in taken:
                 name += "_"
-            compiled = _Lowering(graph, {}, name, is_method=False).compiled()
+            compiled = _Lowering(graph, {}, name, is_method=False, inside=self.inside).compiled()
             self.helpers[helper_key] = (name, compiled)
         name, compiled = self.helpers[helper_key]
         if compiled.needs_training:
@@ -483,10 +527,10 @@ class _Lowering:
             return self._thread(tree, member, targets)
         if not isinstance(member.object, nn.Module) or member.rest:
             raise self._error(f"'{ast.unparse(callee)}' is a value and cannot be called.", callee)
-        if type(member.object).__name__ == "Namespace":
+        if type(member.object).forward is nn.Module.forward:  # a namespace, or a container of another kind
             hint = nearest("", member.object._modules)
             raise self._error(f"'{ast.unparse(callee)}' only holds modules; call one of them.", callee, hint)
-        block = getattr(member.object, "block", None)
+        block = getattr(member.object, "_block", None)
         if isinstance(block, Block):
             self._check_inputs(tree, ast.unparse(callee), tuple(block.inputs.items()), tree.keywords)
         return ast.Call(ast.copy_location(member.code, callee), *self._arguments(tree))
@@ -578,7 +622,7 @@ class _Lowering:
     def _returns(self, members: nn.ModuleList, targets: tuple[str, ...]) -> int | None:
         if len(members) == 0:
             return len(targets) if len(targets) > 1 else None
-        return getattr(members[0], "returns", None)
+        return getattr(members[0], "_returns", None)
 
     def _input_names(self, members: nn.ModuleList) -> list[str]:
         return list(getattr(members[0], "inputs", ())) if len(members) else []

@@ -15,6 +15,7 @@ from .errors import ConfigError, Place, Problem, nearest
 from .names import CONSTANTS, DTYPES, METHODS, PLAIN_FUNCTIONS, torch_ops
 from .source import Node
 
+MAX_DEPTH = 100  # of nested expressions
 MAX_POWER_BITS = 4096
 MAX_LIST = 1_000_000
 
@@ -85,6 +86,8 @@ def parse(node: Node) -> Expression:
         raise ConfigError(_syntax_problem(error, node, lead)) from None
     except (ValueError, RecursionError, MemoryError):
         raise ConfigError(Problem("this expression is nested too deeply, or holds a NUL.", node.place)) from None
+    if _depth(tree) > MAX_DEPTH:
+        raise ConfigError(Problem(f"this expression is nested more than {MAX_DEPTH} deep.", node.place))
     _relocate(tree, node, lead)
     expression = Expression(tree, node)
     problems = list(_outside_grammar(expression))
@@ -96,7 +99,7 @@ def parse(node: Node) -> Expression:
 def is_plain(tree: ast.AST, plain_names: Callable[[str], bool]) -> bool:
     """Whether a value is made of plain numbers only: params, symbols, literals, and functions of these."""
     if isinstance(tree, ast.Name):
-        return plain_names(tree.id) or tree.id in CONSTANTS
+        return plain_names(tree.id)
     if isinstance(tree, ast.Attribute):
         return tree.attr in ("shape", "ndim")
     if isinstance(tree, ast.Call):
@@ -139,10 +142,12 @@ class _Evaluator:
                 return self._binary(tree)
             case ast.UnaryOp():
                 return _UNARY[type(tree.op)](self.visit(tree.operand))
-            case ast.BoolOp(op=ast.And()):
-                return all(self.visit(value) for value in tree.values)
             case ast.BoolOp():
-                return any(self.visit(value) for value in tree.values)
+                for value in tree.values[:-1]:
+                    result = self.visit(value)
+                    if bool(result) == isinstance(tree.op, ast.Or):
+                        return result
+                return self.visit(tree.values[-1])
             case ast.Compare():
                 return self._compare(tree)
             case ast.IfExp():
@@ -189,6 +194,8 @@ class _Evaluator:
                     and len(sequence) * times > MAX_LIST
                 ):
                     raise self.error(f"this list would have more than {MAX_LIST} entries.", tree)
+        if isinstance(tree.op, ast.Mod) and isinstance(left, str):
+            raise self.error("'%' of a string is not part of an expression.", tree)
         if type(tree.op) not in _BINARY:
             raise self.error("this operator is not known here.", tree)
         return _BINARY[type(tree.op)](left, right)
@@ -209,6 +216,8 @@ class _Evaluator:
             return getattr(self.visit(tree.func.value), tree.func.attr)(*arguments, **keywords)
         name = tree.func.id if isinstance(tree.func, ast.Name) else ""
         if name in PLAIN_FUNCTIONS and not any(_is_tensor(argument) for argument in arguments):
+            if name == "sum" and any(isinstance(entry, list | tuple) for entry in arguments[1:]):
+                raise self.error("'sum' adds numbers; lists are added with '+'.", tree)
             return PLAIN_FUNCTIONS[name][1](*arguments, **keywords)
         if name in torch_ops():
             return torch_ops()[name][1](*arguments, **keywords)
@@ -220,6 +229,14 @@ def _is_tensor(value: object) -> bool:
     import torch
 
     return isinstance(value, torch.Tensor)
+
+
+def _depth(tree: ast.expr) -> int:
+    deepest, level = 0, [tree]
+    while level:
+        deepest += 1
+        level = [child for part in level for child in ast.iter_child_nodes(part)]  # type: ignore[misc]
+    return deepest
 
 
 def _relocate(tree: ast.expr, node: Node, lead: int) -> None:
@@ -263,6 +280,8 @@ def _outside_grammar(expression: Expression) -> Iterator[Problem]:
             yield Problem(f"'{part.id}' has no meaning here.", expression.place(part), hint)
         elif isinstance(part, ast.Dict) and None in part.keys:
             yield Problem("'**' inside a dict is not part of an expression.", expression.place(part))
+        elif isinstance(part, ast.BinOp) and isinstance(part.op, ast.LShift | ast.BitXor):
+            yield Problem("this operator is not part of an expression.", expression.place(part))
         elif isinstance(part, ast.Compare) and _bitwise_beside_comparison(part, expression):
             hint = "'&' and '|' bind tighter than comparisons: put each comparison in parentheses"
             yield Problem("'&' or '|' beside a comparison without parentheses.", expression.place(part), hint)

@@ -46,6 +46,9 @@ def build_graph(block: Block, params: Mapping[str, Any]) -> Graph:
             if name in producers:
                 dag.add_edge(producers[name].key, statement.key)
                 waiting.append(producers[name])
+    problems = list(_cycles(dag, block))
+    if problems:
+        raise ConfigError(problems)
     rank = {key: position for position, key in enumerate(block.graph)}
     order = tuple(block.graph[key] for key in nx.lexicographical_topological_sort(dag, key=rank.__getitem__))
     used = {name for s in order for name in live.names(s.value)} | set(live.names(block.outputs))
@@ -54,8 +57,9 @@ def build_graph(block: Block, params: Mapping[str, Any]) -> Graph:
 
 def is_build_time(tree: ast.expr, block: Block) -> bool:
     """Whether an expression is made of params and constants alone."""
-    names = [part for part in ast.walk(tree) if isinstance(part, ast.Name)]
-    return all(name.id in block.params or name.id in PLAIN_FUNCTIONS or name.id in CONSTANTS for name in names)
+    hidden = (block.values() | block.modules.keys()) - block.params.keys()  # a name of the block hides a function
+    names = {part.id for part in ast.walk(tree) if isinstance(part, ast.Name)}
+    return names <= block.params.keys() | PLAIN_FUNCTIONS.keys() | CONSTANTS.keys() and not names & hidden
 
 
 class _Liveness:
@@ -103,7 +107,7 @@ class _Checker:
         for where, value in self._graph_values():
             for expression in expressions(value):
                 yield from self._visit(expression, expression.tree, where)
-        yield from self._cycles()
+        yield from _cycles(self._certain_dag(), self.block)
         yield from self._unused()
 
     def _graph_values(self) -> Iterator[tuple[str, Value]]:
@@ -174,6 +178,9 @@ class _Checker:
                 yield Problem(f"{where}: 'and', 'or' and 'not' have no tensor result.", expression.place(tree), hint)
             case ast.Name():
                 yield from self._name(expression, tree, where)
+            case ast.BinOp(op=ast.RShift()):
+                hint = "modules are chained where they are built, under 'modules'"
+                yield Problem(f"{where}: '>>' has no meaning here.", expression.place(tree), hint)
             case _:
                 for child in ast.iter_child_nodes(tree):
                     if isinstance(child, ast.expr):
@@ -279,23 +286,23 @@ class _Checker:
 
     # the whole level
 
-    def _cycles(self) -> Iterator[Problem]:
+    def _certain_dag(self) -> nx.DiGraph:
+        """Who reads whom under any params: without the branches that a test on params decides."""
         producers = {target: s for s in self.block.graph.values() for target in s.targets if target != "_"}
         dag: nx.DiGraph = nx.DiGraph()
         for statement in self.block.graph.values():
-            for name in _read_names([statement.value]):
-                if name in producers:
-                    dag.add_edge(producers[name].key, statement.key)
-        for component in nx.strongly_connected_components(dag):
-            first = min(component, key=list(self.block.graph).index)
-            if len(component) == 1 and not dag.has_edge(first, first):
-                continue
-            edges = nx.find_cycle(dag.subgraph(component), first)
-            chain = " -> ".join([edges[0][0], *(edge[1] for edge in edges)])
-            place = self.block.graph[first].place
-            yield Problem(
-                f"the nodes form a cycle: {chain}.", place, "each node may only read nodes that do not need it"
-            )
+            for expression in expressions(statement.value):
+                for name in self._certain_names(expression.tree):
+                    if name in producers:
+                        dag.add_edge(producers[name].key, statement.key)
+        return dag
+
+    def _certain_names(self, tree: ast.AST) -> Iterator[str]:
+        if isinstance(tree, ast.Name):
+            yield tree.id
+        elif not (isinstance(tree, ast.IfExp) and is_build_time(tree.test, self.block)):
+            for child in ast.iter_child_nodes(tree):
+                yield from self._certain_names(child)
 
     def _unused(self) -> Iterator[Problem]:
         read = _read_names(value for _, value in self._graph_values())
@@ -307,6 +314,17 @@ class _Checker:
             if name not in read:
                 hint = "it would hold parameters that never train: call it, or remove it"
                 yield Problem(f"nothing uses the module '{name}'.", place, hint)
+
+
+def _cycles(dag: nx.DiGraph, block: Block) -> Iterator[Problem]:
+    for component in nx.strongly_connected_components(dag):
+        first = min(component, key=list(block.graph).index)
+        if len(component) == 1 and not dag.has_edge(first, first):
+            continue
+        edges = nx.find_cycle(dag.subgraph(component), first)
+        chain = " -> ".join([edges[0][0], *(edge[1] for edge in edges)])
+        hint = "each node may only read nodes that do not need it"
+        yield Problem(f"the nodes form a cycle: {chain}.", block.graph[first].place, hint)
 
 
 def _read_names(values: Iterable[Value]) -> set[str]:

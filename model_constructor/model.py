@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
-import yaml
 from torch import nn
 
 from .block import Block
 from .compiler import Compiled
+from .source import dump, read_text
 
 
 class Namespace(nn.Module):
@@ -32,19 +33,19 @@ class GraphModel(nn.Module):
     """A network component built from YAML. Each distinct block has a subclass of its own, made by the compiler."""
 
     inputs: ClassVar[tuple[str, ...]]  # names of the forward's arguments, in order
-    returns: ClassVar[int | None]  # the length of the tuple it returns; None for one value or a dict
-    compiled: ClassVar[Compiled]
+    _returns: ClassVar[int | None]  # the length of the tuple it returns; None for one value or a dict
+    _compiled: ClassVar[Compiled]
 
     def __init__(self, block: Block, params: Mapping[str, Any], members: Mapping[str, nn.Module | Member]) -> None:
         super().__init__()
-        self.block = block
+        self._block = block
         self.params = dict(params)  # the value of every param of the block
         add_members(self, members)
 
     @property
     def spec(self) -> dict[str, Any]:
         """A document of plain values that builds the same model: one file, its params as they are here."""
-        return {"schema_version": 2, **_document(self.block, self.params, self.block.visible_blocks())}
+        return {"schema_version": 2, **_document(self._block, self.params, self._block.visible_blocks())}
 
     @property
     def code(self) -> str:
@@ -52,23 +53,20 @@ class GraphModel(nn.Module):
         classes: dict[type, str] = {}
         for module in self.modules():
             if isinstance(module, GraphModel):
-                classes.setdefault(type(module), module.block.name)
+                classes.setdefault(type(module), module._block.name)
         return "\n\n\n".join(_class_code(kind, name) for kind, name in reversed(classes.items()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        memo[id(self.block)] = self.block  # declarations are never changed
+        memo[id(self._block)] = self._block  # declarations are never changed
         twin.__dict__ = copy.deepcopy(self.__dict__, memo)
         return twin
 
     def __reduce__(self):
         # A pickle carries data: the class is compiled again from the specification, never loaded as code.
-        state = {key: value for key, value in self.__dict__.items() if key != "block"}
-        return _rebuild, (yaml.safe_dump(self.spec, sort_keys=False),), state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        state = {key: value for key, value in self.__dict__.items() if key != "_block"}
+        return _rebuild, (self._block.name, dump(self.spec)), state
 
 
 def add_members(owner: nn.Module, members: Mapping[str, nn.Module | Member]) -> None:
@@ -81,40 +79,42 @@ def add_members(owner: nn.Module, members: Mapping[str, nn.Module | Member]) -> 
             owner.register_parameter(name, member.tensor)  # pyrefly: ignore
 
 
-def _rebuild(text: str) -> GraphModel:
-    """An instance of the class of a specification, without its state."""
-    from .build import build_model
+@cache
+def _prototype(name: str, text: str) -> GraphModel:
+    from .build import build_tree
 
-    if text not in _rebuilt:
-        with torch.device("meta"):
-            _rebuilt[text] = build_model(yaml.safe_load(text))
-    twin = _rebuilt[text]
-    instance = type(twin).__new__(type(twin))
+    with torch.device("meta"):
+        return build_tree(read_text(text, f"<{name}>"), name)
+
+
+def _rebuild(name: str, text: str) -> GraphModel:
+    """An instance of the class of a specification, without its state."""
+    prototype = _prototype(name, text)
+    instance = type(prototype).__new__(type(prototype))
     nn.Module.__init__(instance)
-    instance.block = twin.block
+    instance._block = prototype._block
     return instance
 
 
-_rebuilt: dict[str, GraphModel] = {}
-
-
 def _document(block: Block, params: Mapping[str, Any], blocks: Mapping[str, Block]) -> dict[str, Any]:
+    """A block as plain values; blocks from files stand in it whole, with their schema_version and scope."""
     assert isinstance(block.node.value, dict)
-    own = {key: node.plain for key, node in block.node.value.items() if key not in ("schema_version", "blocks")}
-    document: dict[str, Any] = {}
-    if "imports" in own:
-        document["imports"] = own.pop("imports")
-    if params or block.params:
+    own = {key: node.plain for key, node in block.node.value.items()}
+    document: dict[str, Any] = {"imports": own["imports"]} if "imports" in own else {}
+    if params or "params" in own:
         document["params"] = dict(params) or own["params"]
-    own.pop("params", None)
-    document["inputs"] = own.pop("inputs", {})
+    document["inputs"] = own.get("inputs") or {}
     if blocks:
-        document["blocks"] = {name: _document(inner, {}, inner.blocks) for name, inner in blocks.items()}
-    return {**document, **own}
+        document["blocks"] = {
+            name: ({"schema_version": 2} if inner.parent is None else {}) | _document(inner, {}, inner.blocks)
+            for name, inner in blocks.items()
+        }
+    rest = ("modules", "graph", "outputs")
+    return {**document, **{key: own[key] for key in rest if own.get(key) is not None}}
 
 
 def _class_code(kind: type, name: str) -> str:
-    compiled: Compiled = kind.compiled  # pyrefly: ignore
+    compiled: Compiled = kind._compiled  # pyrefly: ignore
     header = ast.ClassDef(name, [_name("GraphModel")], [], [compiled.tree], [])
     helpers: Iterator[str] = (helper.code for helper in compiled.helpers)
     return "\n\n\n".join([*helpers, ast.unparse(ast.fix_missing_locations(header))])

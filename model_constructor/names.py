@@ -154,6 +154,8 @@ ATTRIBUTES = frozenset(("shape", "dtype", "device", "ndim", "mT"))
 
 # What a block may not name anything: words of the dialect, and the instance in the compiled code.
 TAKEN = frozenset(("index", "training", "params", "each", "self"))
+# What a module may not be called besides: the public attributes that a GraphModel adds to nn.Module's.
+TAKEN_BY_MODELS = frozenset(("code", "inputs", "spec"))
 
 
 @cache
@@ -183,16 +185,14 @@ def _is_tensor_function(function: Callable[..., Any]) -> bool:
     return module in (None, "torch.nn.functional", "torch._jit_internal", "torch._C._nn", "torch")
 
 
-@cache
-def takes_training(name: str) -> bool:
-    """Whether the op has an argument `training`, which compiled code then gives it."""
-    module, function = torch_ops()[name]
-    if module != "F":
-        return False
+def training_position(name: str) -> int | None:
+    """Where the op has its argument `training`, which compiled code then gives it; None if it has none."""
+    function = OPS.get(name) if OPS.has(name) else torch_ops()[name][1]
     try:
-        return "training" in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a builtin of torch; none of them has one
+        return None
+    return parameters.index("training") if "training" in parameters else None
 
 
 @cache

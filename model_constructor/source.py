@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from .errors import ConfigError, Place, Problem
@@ -22,15 +23,18 @@ Scalar = str | int | float | bool | None
 MAX_BYTES = 4_000_000
 MAX_NODES = 200_000  # after aliases are expanded
 MAX_DEPTH = 60
+MAX_DIGITS = 300
 
-_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
-_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*)?(\.[0-9_]*)?([eE][-+]?[0-9]+)?$")
+_DIGITS = "[0-9]+(_[0-9]+)*"
+_INTEGER = re.compile(rf"[-+]?({_DIGITS}|0x[0-9a-fA-F]+)$")
+_FLOAT = re.compile(rf"[-+]?({_DIGITS}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$")
 _OCTAL = re.compile(r"[-+]?0[0-9_]+$|[-+]?0o[0-7]+$")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?$")
 _WORDS: dict[str, Scalar] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
-    ".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan"),
+    **{f"{sign}.{word}": float(f"{sign}inf") for sign in ("", "+", "-") for word in ("inf", "Inf", "INF")},
+    **{spelling: float("nan") for spelling in (".nan", ".NaN", ".NAN")},
 }  # fmt: skip
 
 
@@ -100,15 +104,20 @@ def read_file(path: str | Path) -> Node:
     """The tree of a YAML file. A file that is missing, too large, or not UTF-8 is a ConfigError."""
     path = Path(path)
     try:
-        raw = path.read_bytes()
+        if path.exists() and not path.is_file():
+            raise ConfigError(Problem(f"{path}: this is not a file."))
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         hint = f"files there: {', '.join(sorted(beside)[:10])}" if beside else "its folder holds no YAML file"
         raise ConfigError(Problem(f"{path}: there is no such file.", hint=hint)) from None
     except OSError as error:
         raise ConfigError(Problem(f"{path}: the file cannot be read: {error.strerror}.")) from error
+    except ValueError:
+        raise ConfigError(Problem(f"{str(path)!r} is not the name of a file.")) from None
     if len(raw) > MAX_BYTES:
-        raise ConfigError(Problem(f"{path}: the file has {len(raw)} bytes; at most {MAX_BYTES} are read."))
+        raise ConfigError(Problem(f"{path}: the file is larger than {MAX_BYTES} bytes."))
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -122,6 +131,7 @@ def read_text(text: str, name: str, lines: list[str] | None = None) -> Node:
     if not text.strip():
         raise ConfigError(Problem(f"{name}: the file is empty."))
     try:
+        _check_depth(text, source)
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_syntax_problem(error, source)) from None
@@ -134,6 +144,37 @@ def read_text(text: str, name: str, lines: list[str] | None = None) -> Node:
     if reader.problems:
         raise ConfigError(reader.problems)
     return tree
+
+
+def dump(document: object, *, flow: bool = False) -> str:
+    """The YAML text of plain values, such that reading it gives exactly these values; `flow`: on a single line."""
+    width = float("inf") if flow else 110
+    return yaml.dump(
+        document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width, default_flow_style=flow
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each string that would be read as something else."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> ScalarNode:
+    safe = _plain_value(text) == text and not _OCTAL.match(text) and not _SEXAGESIMAL.match(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if safe else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _check_depth(text: str, source: SourceFile) -> None:
+    """Refuse deep nesting before nodes are composed, which libyaml does by recursion."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            mark = event.start_mark
+            place = source.place(mark.line, mark.column) if mark else None
+            raise ConfigError(Problem(f"values are nested more than {MAX_DEPTH} deep.", place))
 
 
 def remember_lines(source: SourceFile) -> str:
@@ -221,6 +262,8 @@ class _Reader:
                 self._complain(f"{text} is an octal number in some YAML readers.", place, _instead(text.lstrip("+-0o")))
             elif _SEXAGESIMAL.match(text):
                 self._complain(f"{text} is a base-60 number in some YAML readers.", place, f'write "{text}"')
+            elif len(text) > MAX_DIGITS and (_INTEGER.match(text) or _FLOAT.match(text)):
+                self._complain(f"a number has at most {MAX_DIGITS} digits.", place)
             else:
                 value = _plain_value(text)
         span = (node.start_mark.index, node.end_mark.index)
@@ -241,7 +284,7 @@ def _plain_value(text: str) -> Scalar:
         return _WORDS[text]
     if _INTEGER.match(text):
         return int(text, 0)
-    if _FLOAT.match(text) and any(character.isdigit() for character in text):
+    if _FLOAT.match(text):
         return float(text)
     return text
 

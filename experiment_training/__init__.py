@@ -1,0 +1,1 @@
+"""Experiments: the components that ship with the trainer, and the configs that put them together."""

@@ -1,0 +1,1 @@
+"""The quickstart: one task from demonstrations to a policy that works."""

@@ -1,0 +1,215 @@
+"""The LeRobot factory: params -> windows, held-out episodes, statistics; and what it says when something is missing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import experiment_training.components  # noqa: F401  registers them
+from model_constructor import ConfigError
+from trainer.data.sampler import UpdateSampler
+from trainer.registry import DATASET_BUILDER_REGISTRY
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+FPS = 20
+LENGTHS = (8, 12, 9, 10)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project folder with a data set under runs/demonstrations."""
+    import datasets
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    project = tmp_path_factory.mktemp("project")
+    datasets.config.HF_DATASETS_CACHE = project / "cache"
+    features = {
+        "action": {"dtype": "float32", "shape": (2,), "names": None},
+        "observation.state": {"dtype": "float32", "shape": (3,), "names": None},
+        "observation.force": {"dtype": "float32", "shape": (1,), "names": None},
+        "reward": {"dtype": "float32", "shape": (1,), "names": None},
+    }
+    dataset = LeRobotDataset.create(
+        "local/demonstrations", FPS, features, root=project / "runs/demonstrations", use_videos=False
+    )
+    rng = np.random.default_rng(0)
+    for episode, length in enumerate(LENGTHS):
+        for _ in range(length):
+            frame = {key: (rng.normal(size=f["shape"]) + episode).astype(np.float32) for key, f in features.items()}
+            dataset.add_frame({**frame, "task": "reach"})
+        dataset.save_episode()
+    dataset.finalize()
+    (project / "configs").mkdir()
+    return project
+
+
+@pytest.fixture
+def build(project):
+    """(validation, **params) -> the factory's bundle; `root` and `action_horizon` unless said."""
+
+    def build(validation=None, **params):
+        opt_params = {
+            "local_rank": 0,
+            "dist_enabled": False,
+            "save_dir": project / "out",
+            "project_root": project,
+            "config_dir": project / "configs",
+        }
+        if validation is not None:
+            opt_params["validation"] = {"seed": 0, **validation}
+        params = {"root": "runs/demonstrations", "action_horizon": 4, "local_files_only": True, **params}
+        given = {name: value for name, value in params.items() if value is not None}
+        return DATASET_BUILDER_REGISTRY.get("lerobot_dataset_factory")().build(opt_params, given)
+
+    return build
+
+
+def episodes_of(dataset):
+    return sorted(set(dataset.__getitems__(range(len(dataset)))["episode_index"].tolist()))
+
+
+def test_items_equal_lerobots_for_the_same_windows(project, build):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    ours = build(obs_proprio_history=3, action_horizon=5, action_offset=-1, HZ=10)["dataset"]
+    past = [-0.2, -0.1, 0.0]
+    theirs = LeRobotDataset(
+        "local/demonstrations",
+        root=project / "runs/demonstrations",
+        delta_timestamps={
+            "observation.state": past,
+            "observation.force": past,
+            "action": [-0.1, 0.0, 0.1, 0.2, 0.3],
+        },
+    )
+    assert len(ours) == len(theirs) == sum(LENGTHS)
+    for index in range(len(theirs)):
+        item, expected = ours[index], theirs[index]
+        assert item.keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.equal(item[key], value) if isinstance(value, torch.Tensor) else item[key] == value, key
+
+
+def test_without_options_the_observation_is_the_current_frame_and_the_action_begins_there(build):
+    batch = build()["dataset"].__getitems__([0, 5, 7])
+    assert batch["observation.state"].shape == (3, 1, 3)
+    assert batch["action"].shape == (3, 4, 2)
+    assert batch["action_is_pad"].tolist() == [[False] * 4, [False, False, False, True], [False, True, True, True]]
+
+
+def test_a_data_loader_gets_batches_without_collating(build):
+    dataset = build()["dataset"]
+    loader = DataLoader(dataset, batch_sampler=UpdateSampler(len(dataset), 16, seed=0), collate_fn=lambda batch: batch)
+    batch = next(iter(loader))
+    assert batch["action"].shape == (16, 4, 2) and batch["task"] == ["reach"] * 16
+
+
+def test_statistics_are_of_observations_and_actions_alone(build):
+    bundle = build()
+    assert bundle["norm_stats"].keys() == {"observation.state", "observation.force", "action"}
+    assert "validation_dataset" not in bundle
+
+
+def test_the_episodes_param_chooses(build):
+    bundle = build(episodes=[2, 0])
+    assert episodes_of(bundle["dataset"]) == [0, 2]
+    assert bundle["norm_stats"]["action"]["count"] == [8 + 9]
+
+
+@pytest.mark.parametrize("validation", [{"episodes": [1, 3]}, {"fraction": 0.5}, {"fraction": 0.01}])
+def test_validation_holds_out_whole_episodes_and_their_statistics(build, validation):
+    whole, bundle = build()["dataset"], build(validation)
+    training, held_out = episodes_of(bundle["dataset"]), episodes_of(bundle["validation_dataset"])
+    assert sorted(training + held_out) == [0, 1, 2, 3]
+    assert len(held_out) == (1 if validation.get("fraction") == 0.01 else 2)
+    assert len(bundle["dataset"]) + len(bundle["validation_dataset"]) == len(whole)
+    frames = whole.__getitems__([i for i in range(len(whole)) if int(whole[i]["episode_index"]) in training])
+    np.testing.assert_allclose(
+        bundle["norm_stats"]["observation.state"]["mean"],
+        frames["observation.state"][:, 0].double().mean(dim=0).numpy(),
+        rtol=1e-12,
+    )
+
+
+def test_the_held_out_share_is_fixed_by_the_seed(build):
+    def held_out(seed):
+        return episodes_of(build({"fraction": 0.5, "seed": seed})["validation_dataset"])
+
+    assert held_out(3) == held_out(3)
+    assert len({tuple(held_out(seed)) for seed in range(8)}) > 1
+
+
+def test_root_is_seen_from_the_config_first_then_from_the_project(project, build, tmp_path):
+    in_project = build()["dataset"].columns.root
+    assert in_project == project / "runs/demonstrations"
+    assert len(build(root=str(in_project))["dataset"]) == sum(LENGTHS)
+    (project / "configs/nearby").symlink_to(in_project)
+    assert build(root="nearby")["dataset"].columns.root == project / "configs/nearby"
+
+
+def test_without_root_the_set_lies_where_lerobot_keeps_it(project, build, monkeypatch):
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(project))
+    dataset = build(root=None, repo_id="runs/demonstrations")["dataset"]
+    assert dataset.columns.root == project / "runs/demonstrations"
+
+
+def test_the_task_name_is_the_sets_own_unless_given(build):
+    assert build()["task_name"] == "reach"
+    assert build(task_name="pick")["task_name"] == "pick"
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"action_horizont": 4}, "did you mean 'action_horizon'?"),
+        ({"action_horizon": None}, "needs the parameter 'action_horizon'"),
+        ({"root": None}, "needs 'repo_id' or 'root'"),
+        ({"action_horizon": 0}, "action_horizon is 0\n    a whole number from 1"),
+        ({"obs_proprio_history": 1.5}, "obs_proprio_history is 1.5"),
+        ({"local_files_only": "yes"}, "local_files_only is 'yes'\n    true or false"),
+        ({"episodes": 3}, "episodes is 3\n    a list of episode indices"),
+        ({"episodes": []}, "episodes is []"),
+        ({"episodes": [9]}, "has no episode 9\n    its episodes are 0 to 3"),
+        ({"HZ": 15}, "HZ 15 does not fit a data set of 20 fps"),
+        ({"HZ": 0}, "HZ is 0"),
+        ({"root": "runs/nowhere"}, "there is no data set at "),
+        ({"validation": {"episodes": [7]}}, "validation episodes 7 are not in the data set"),
+        ({"validation": {"episodes": [0, 1, 2, 3]}}, "validation holds out all 4 episodes"),
+    ],
+)
+def test_a_wrong_parameter_is_explained(build, params, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build(**params)
+
+
+def test_all_wrong_parameters_are_reported_at_once(build):
+    with pytest.raises(ConfigError) as error:
+        build(action_horizon=-1, HZ="fast", epsodes=[1])
+    assert len(error.value.problems) == 3
+
+
+def test_a_set_that_cannot_be_downloaded_is_named_and_leaves_no_folder(project, build):
+    with pytest.raises(ConfigError, match="'local/absent' could not be downloaded"):
+        build(root="runs/absent", repo_id="local/absent", local_files_only=False)
+    assert not (project / "runs/absent").exists()
+
+
+def test_reading_and_registering_import_no_heavy_library(project):
+    script = f"""
+import sys, json, experiment_training.components
+from trainer.registry import DATASET_BUILDER_REGISTRY
+place = {{"project_root": {str(project)!r}, "config_dir": {str(project)!r}}}
+factory = DATASET_BUILDER_REGISTRY.get("lerobot_dataset_factory")()
+factory.build(place, {{"root": "runs/demonstrations", "action_horizon": 4}})["dataset"].__getitems__([0, 1])
+heavy = "lerobot datasets pandas metaworld mujoco schedulefree matplotlib geomloss flow_matching".split()
+print(json.dumps([name for name in heavy if name in sys.modules]))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == []

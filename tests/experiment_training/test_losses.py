@@ -1,0 +1,160 @@
+"""Losses: masked means against a slow loop, the path against the flow_matching package, times against scipy."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+import experiment_training.components  # noqa: F401  registers them
+from model_constructor import ConfigError
+from trainer.registry import LOSS_BUILDER_REGISTRY
+
+
+def flow(**params):
+    return LOSS_BUILDER_REGISTRY.get("flow_matching")(**params).build()
+
+
+LOSSES = {"l2_loss": LOSS_BUILDER_REGISTRY.get("l2_loss")().build(), "flow_matching": flow()}
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("mask", ["none", "steps", "dimensions"])
+def test_the_loss_is_the_mean_over_what_is_valid(name, mask):
+    prediction, target = random(3, 5, 2), random(3, 5, 2, seed=1)
+    valid = {
+        "none": None,
+        "steps": random(3, 5, seed=2) > 0,
+        "dimensions": random(3, 5, 2, seed=2) > 0,
+    }[mask]
+    errors = [
+        float(prediction[b, t, d] - target[b, t, d]) ** 2
+        for b in range(3)
+        for t in range(5)
+        for d in range(2)
+        if valid is None or valid[(b, t, d)[: valid.ndim]]
+    ]
+    assert float(LOSSES[name](prediction, target, valid)) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+
+
+def test_what_is_not_valid_has_no_part_in_loss_and_gradient():
+    prediction, target = random(2, 4, 3).requires_grad_(), random(2, 4, 3, seed=1)
+    valid = torch.tensor([[True, True, False, False], [True, False, False, False]])
+    target[~valid] = float("nan")
+    loss = LOSSES["l2_loss"](prediction, target, valid)
+    loss.backward()
+    assert torch.isfinite(loss) and bool((prediction.grad[~valid] == 0).all())
+    assert bool((prediction.grad[valid] != 0).all())
+
+
+def test_nothing_valid_is_a_loss_of_zero():
+    assert float(LOSSES["l2_loss"](random(2, 4, 3), random(2, 4, 3, seed=1), torch.zeros(2, 4, dtype=torch.bool))) == 0
+
+
+def test_the_loss_is_float32_also_of_bfloat16_predictions():
+    prediction, target = random(3, 5, 2).bfloat16(), random(3, 5, 2, seed=1)
+    loss = LOSSES["flow_matching"](prediction, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, (prediction.float() - target).square().mean())
+
+
+def test_the_straight_path_equals_the_flow_matching_packages_condot_path():
+    from flow_matching.path import CondOTProbPath
+
+    action, noise, time = random(6, 4, 3), random(6, 4, 3, seed=1), torch.linspace(0, 1, 6)
+    theirs = CondOTProbPath().sample(x_0=noise, x_1=action, t=time)
+    ours = flow(noise_at=0).path(action, noise, time)
+    torch.testing.assert_close(ours.x_t, theirs.x_t)
+    torch.testing.assert_close(ours.velocity, theirs.dx_t)
+    torch.testing.assert_close(ours.time, theirs.t)
+
+
+def test_noise_at_one_is_the_same_path_with_time_turned_round():
+    action, noise, time = random(6, 4, 3), random(6, 4, 3, seed=1), torch.linspace(0, 1, 6)
+    forward, backward = flow(noise_at=0).path(action, noise, time), flow(noise_at=1).path(action, noise, 1 - time)
+    torch.testing.assert_close(forward.x_t, backward.x_t)
+    torch.testing.assert_close(forward.velocity, -backward.velocity)
+
+
+def test_a_sample_lies_on_a_path_from_unit_noise_to_its_action_and_repeats_with_its_generator():
+    action = random(4000, 2, 3)
+    path = flow().sample(action, torch.Generator().manual_seed(3))
+    noise = path.x_t - path.time.view(-1, 1, 1) * path.velocity
+    torch.testing.assert_close(noise + path.velocity, action)
+    assert abs(float(noise.mean())) < 0.03 and abs(float(noise.std()) - 1) < 0.03
+    assert abs(float((noise * action).mean())) < 0.03
+    again, other = (flow().sample(action, torch.Generator().manual_seed(seed)) for seed in (3, 4))
+    assert torch.equal(path.x_t, again.x_t) and torch.equal(path.time, again.time)
+    assert not torch.equal(path.x_t, other.x_t)
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution"),
+    [
+        ("uniform", scipy.stats.uniform()),
+        ("beta(1.5, 1)", scipy.stats.beta(1.5, 1)),
+        ("beta(2,0.5)", scipy.stats.beta(2, 0.5)),
+        ("logit_normal", None),
+    ],
+)
+def test_times_follow_the_distribution_that_was_named(name, distribution):
+    time = flow(time=name).sample(torch.zeros(20_000, 1, 1), torch.Generator().manual_seed(0)).time.double().numpy()
+    if distribution is None:
+        time, distribution = np.log(time / (1 - time)), scipy.stats.norm()
+    assert scipy.stats.kstest(time, distribution.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint"])
+@pytest.mark.parametrize("noise_at", [0, 1])
+def test_a_constant_field_leads_from_noise_to_action(noise_at, solver):
+    module, action, noise = flow(noise_at=noise_at), random(3, 4, 2), random(3, 4, 2, seed=1)
+    velocity = module.path(action, noise, torch.zeros(3)).velocity
+    reached = module.integrate(lambda x_t, time: velocity, noise, 7, solver)
+    torch.testing.assert_close(reached, action)
+
+
+@pytest.mark.parametrize(("noise_at", "times"), [(0, [0.0, 0.25, 0.5, 0.75]), (1, [1.0, 0.75, 0.5, 0.25])])
+def test_euler_asks_for_the_field_at_the_beginning_of_each_step(noise_at, times):
+    asked = []
+
+    def field(x_t, time):
+        asked.append(time)
+        return torch.zeros_like(x_t)
+
+    flow(noise_at=noise_at).integrate(field, random(5, 4, 2), 4, "euler")
+    assert all(time.shape == (5,) for time in asked)
+    assert [float(time[0]) for time in asked] == pytest.approx(times)
+
+
+@pytest.mark.parametrize("noise_at", [0, 1])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2)])
+def test_a_solver_has_the_order_of_its_name(noise_at, solver, order):
+    """dx/dt = x cos(t) has the solution x0 exp(sin(t)); half the step divides the error by 2 ** order."""
+    start = torch.ones(1, 1, 1, dtype=torch.float64)
+    sign = 1 if noise_at == 0 else -1
+    exact = math.exp(sign * math.sin(1))
+    errors = [
+        abs(float(flow(noise_at=noise_at).integrate(lambda x, t: x * t.cos(), start, steps, solver)) - exact)
+        for steps in (50, 100)
+    ]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"time": "uniforme"}, "unknown time distribution 'uniforme'"),
+        ({"time": "beta(1)"}, "uniform, logit_normal or beta(a, b)"),
+        ({"time": "beta(0, 1)"}, "unknown time distribution 'beta(0, 1)'"),
+        ({"noise_at": 2}, "noise_at is 2"),
+    ],
+)
+def test_a_wrong_parameter_is_explained(params, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        flow(**params)

@@ -1,0 +1,225 @@
+"""A run as a whole: it learns, ends where it is told, saves when it is told, and leaves the files it promises."""
+
+import json
+import pickle
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from trainer import train
+from trainer.config import load_run_config
+from trainer.metrics import read_metrics
+from trainer.templates import NonFiniteGradient
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run_dir / "metrics.jsonl") if "loss" in line]
+
+
+def test_a_run_learns(config: Path) -> None:
+    overrides = {"train.max_steps": 400, "train.log_every": 20, "model.component_optims.encoder.params.lr": 0.02}
+    result = train(config, overrides)
+    first, *_, last = losses(result.run_dir)
+    assert last < 0.4 * first
+    assert result.metrics["loss"] == last
+
+
+def test_a_run_leaves_the_files_it_promises(config: Path) -> None:
+    result = train(config, {"train.project_name": "my run"})
+    assert {path.name for path in result.run_dir.iterdir()} == {
+        *("config.yaml", "environment.json", "metrics.jsonl", "dataset_stats.json", "dataset_stats.pkl"),
+        *("loss.png", "latest", "step_12"),
+    }
+    assert {path.name for path in result.checkpoint.iterdir()} == {
+        *("encoder.pt", "encoder_opt.pt", "encoder.yaml", "head.pt", "head_opt.pt", "head.yaml"),
+        *("training_state.pt", "manifest.json"),
+    }
+    environment = json.loads((result.run_dir / "environment.json").read_text())
+    assert environment["run"] == "my run"
+    assert environment["packages"]["torch"] == version("torch")
+    stats = pickle.loads((result.run_dir / "dataset_stats.pkl").read_bytes())
+    assert np.allclose(
+        stats["action"]["mean"], json.loads((result.run_dir / "dataset_stats.json").read_text())["action"]["mean"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "name"),
+    [
+        ({"train.max_steps": 7}, 7, "step_7"),
+        ({"train.epoch": 2}, 10, "epoch_2"),
+        ({"train.epoch": 5}, 12, "step_12"),
+        ({"train.max_steps": None, "train.epoch": 1, "train.accumulate": 2}, 2, "epoch_1"),
+        ({"train.max_steps": None, "train.epoch": 3, "train.overfit_batches": 2}, 6, "epoch_3"),
+    ],
+)
+def test_a_run_ends_with_what_comes_first(config: Path, overrides: dict, steps: int, name: str) -> None:
+    result = train(config, overrides)
+    assert (result.step, result.checkpoint.name) == (steps, name)
+
+
+def test_the_clock_ends_a_run_and_counts_over_resumes(config: Path) -> None:
+    overrides = {"train.max_steps": 10**6, "train.max_minutes": 0.005}
+    first = train(config, overrides)
+    assert 0 < first.step < 10**6
+    assert train(config, overrides, resume="auto").step == first.step
+    longer = train(config, {**overrides, "train.max_minutes": 0.008}, resume="auto")
+    assert longer.step > first.step
+
+
+@pytest.mark.parametrize(
+    ("overrides", "saved"),
+    [
+        ({}, {"step_12"}),
+        ({"train.save_every_steps": 5}, {"epoch_1", "epoch_2", "step_12"}),
+        ({"train.save_every_steps": 4}, {"step_4", "step_8", "step_12"}),
+        ({"train.save_every": 1}, {"epoch_1", "epoch_2", "step_12"}),
+        ({"train.save_every": 2, "train.save_every_steps": 7}, {"epoch_2", "step_7", "step_12"}),
+        ({"train.save_every_steps": 1, "train.keep_last": 2}, {"step_11", "step_12"}),
+    ],
+)
+def test_checkpoints_are_written_when_told(config: Path, overrides: dict, saved: set[str]) -> None:
+    result = train(config, overrides)
+    assert {path.name for path in result.run_dir.iterdir() if path.is_dir() and not path.is_symlink()} == saved
+
+
+def test_metrics_are_means_since_the_last_line(config: Path) -> None:
+    every = train(config, {"train.log_every": 1, "train.save_dir": "runs/every"})
+    fourth = train(config, {"train.log_every": 4, "train.save_dir": "runs/fourth"})
+    means = np.array(losses(every.run_dir)).reshape(3, 4).mean(axis=1)
+    assert np.allclose(losses(fourth.run_dir), means, rtol=1e-6)
+    line = read_metrics(every.run_dir / "metrics.jsonl")[4]
+    assert (line["step"], line["epoch"]) == (5, 1.0)
+    assert line["lr"]["encoder"] == pytest.approx(0.01 * (1 - 4 / 12))  # total_steps was filled in with the run's 12
+    assert line["lr"]["head"] == 0.05
+    assert {"loss", "grad_norm", "samples_per_s", "data_wait", "action_size"} <= line.keys()
+
+
+def test_overfitting_sees_the_same_few_samples_again_and_again(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toy_plugin
+
+    seen: list[tuple[int, int]] = []
+    original = toy_plugin.ToyTrainer.compute_loss
+
+    def noted(self, batch: dict):
+        seen.extend(zip(batch["episode_index"].tolist(), batch["frame_index"].tolist(), strict=True))
+        return original(self, batch)
+
+    monkeypatch.setattr(toy_plugin.ToyTrainer, "compute_loss", noted)
+    train(config, {"train.overfit_batches": 2, "train.max_steps": 6})
+    assert len(seen) == 6 * 16
+    assert len(set(seen)) == 2 * 16
+
+
+def test_batches_are_normalised_float32_and_every_sample_is_seen_once_an_epoch(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import toy_plugin
+
+    batches: list[dict] = []
+    original = toy_plugin.ToyTrainer.compute_loss
+    monkeypatch.setattr(
+        toy_plugin.ToyTrainer, "compute_loss", lambda self, batch: (batches.append(batch), original(self, batch))[1]
+    )
+    train(config, {"train.max_steps": 5, "data.normalization": {"action": "min_max"}})
+    state = torch.cat([batch["observation.state"] for batch in batches])
+    action = torch.cat([batch["action"] for batch in batches])
+    assert state.dtype == action.dtype == torch.float32
+    assert torch.allclose(state.mean(dim=(0, 1)), torch.zeros(3), atol=1e-5)  # mean_std, unless said
+    assert torch.allclose(state.std(dim=(0, 1), correction=0), torch.ones(3), atol=1e-5)
+    assert torch.allclose(action.amax(dim=(0, 1)), torch.ones(2), atol=1e-5)
+
+
+def test_validation_is_over_the_held_out_episodes_in_eval_mode(config: Path) -> None:
+    held_out = {"data.validation": {"episodes": [8, 9]}, "train.trainer.params": {"noise": 0.0}}
+    result = train(config, {**held_out, "train.validate_every": 6})
+    lines = [line for line in read_metrics(result.run_dir / "metrics.jsonl") if "validation_loss" in line]
+    assert [line["step"] for line in lines] == [6, 12]
+
+    from toy_plugin import ToyDataset
+
+    from trainer import load_policy
+
+    policy, dataset = load_policy(result.checkpoint), ToyDataset([8, 9])
+    stats = json.loads((result.run_dir / "dataset_stats.json").read_text())["action"]
+    errors = []
+    for state, action in zip(dataset.state, dataset.action, strict=True):
+        policy.reset()
+        predicted = np.stack([policy.select_action({"observation.state": state}) for _ in range(4)])
+        errors.append(((predicted - action) / np.array(stats["std"])) ** 2)
+    assert lines[-1]["validation_loss"] == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+def test_a_run_that_blows_up_names_its_batch_and_saves_nothing_after_it(config: Path, project: Path) -> None:
+    with pytest.raises(NonFiniteGradient, match=r"encoder, head(.|\n)*episode:frame \d+:\d+"):
+        train(config, {"data.datamodule.params.nan": True, "train.save_every_steps": 1})
+    assert not list((project / "runs/toy").glob("step_*"))
+
+
+def test_a_plain_trainer_runs(config: Path) -> None:
+    result = train(
+        config, {"train.trainer": {"type": "toy_plain_trainer"}, "train.max_steps": 40, "train.log_every": 10}
+    )
+    first, *_, last = losses(result.run_dir)
+    assert last < first
+
+
+def test_a_plain_trainer_is_under_autocast_when_bf16_is_asked_for(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import toy_plugin
+
+    seen: list[bool] = []
+    original = toy_plugin.ToyPlainTrainer.train_step
+
+    def noted(self, data: dict):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return original(self, data)
+
+    monkeypatch.setattr(toy_plugin.ToyPlainTrainer, "train_step", noted)
+    for number, precision in enumerate(("fp32", "bf16")):
+        overrides = {"train.precision": precision, "train.max_steps": 1, "train.save_dir": f"runs/{number}"}
+        train(config, {"train.trainer": {"type": "toy_plain_trainer"}, **overrides})
+    assert seen == [False, True]
+
+
+def test_deterministic_is_torchs_deterministic_mode(config: Path) -> None:
+    try:
+        train(config, {"train.deterministic": True, "train.max_steps": 1})
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_two_runs_of_one_config_are_equal_and_two_seeds_are_not(config: Path) -> None:
+    def weights(**overrides: object) -> torch.Tensor:
+        name = f"runs/{len(list(config.parents[1].glob('runs/*')))}"
+        result = train(config, {**overrides, "train.save_dir": name})
+        return torch.load(result.checkpoint / "head.pt", weights_only=True)["out.weight"]
+
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(), weights(seed=8))
+
+
+def test_a_schedule_for_another_length_is_told(config: Path, capsys: pytest.CaptureFixture) -> None:
+    train(config, {"model.component_optims.encoder.params.total_steps": 99})
+    assert "the schedule of encoder takes 99 updates, the run 12" in capsys.readouterr().out
+
+
+def test_the_banner_says_what_trains(config: Path, capsys: pytest.CaptureFixture) -> None:
+    train(config, {"model.component_build_args": {"encoder": {"freeze": True}}, "train.accumulate": 2})
+    words = " ".join(capsys.readouterr().out.split())
+    assert "encoder 32 0 frozen float32 none (toy_adam skipped) -" in words
+    assert "head 72 72 train float32 toy_sgd 0.05" in words
+    assert "80 frames, 2 updates an epoch effective batch 32" in words
+
+
+def test_save_dir_defaults_to_the_configs_name(config: Path, project: Path) -> None:
+    text = yaml.safe_load(config.read_text())
+    del text["train"]["save_dir"]
+    config.write_text(yaml.safe_dump(text))
+    assert load_run_config(config).save_dir == project / "runs/config"

@@ -1,0 +1,180 @@
+"""A policy is rebuilt from a run folder alone, and speaks the data set's units."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_plugin import ToyDataset
+
+from trainer import Policy, load_policy, train
+from trainer.checkpoint import CheckpointError
+from trainer.data.normalization import Normalizer, load_stats, normalization_modes
+from trainer.evaluate import main as evaluate
+
+OBSERVATION = {"observation.state": np.array([4.0, 12.0, 5.1])}
+
+
+@pytest.fixture
+def run_dir(config: Path) -> Path:
+    return train(config, {"train.save_every_steps": 5}).run_dir
+
+
+def test_an_action_is_the_models_in_the_data_sets_units(run_dir: Path) -> None:
+    action = load_policy(run_dir).select_action(OBSERVATION)
+
+    weights = {name: torch.load(run_dir / f"step_12/{name}.pt", weights_only=True) for name in ("encoder", "head")}
+    stats = json.loads((run_dir / "dataset_stats.json").read_text())
+    mean, std = (torch.tensor(stats["observation.state"][name]) for name in ("mean", "std"))
+    state = ((torch.tensor(OBSERVATION["observation.state"]) - mean) / std).float()
+    hidden = torch.nn.functional.gelu(weights["encoder"]["net.0.weight"] @ state + weights["encoder"]["net.0.bias"])
+    chunk = (weights["head"]["out.weight"] @ hidden + weights["head"]["out.bias"]).reshape(4, 2)
+    expected = chunk[0].double() * torch.tensor(stats["action"]["std"]) + torch.tensor(stats["action"]["mean"])
+    assert action.dtype == np.float32
+    assert np.allclose(action, expected, rtol=1e-4)
+
+
+def test_the_model_files_and_the_data_are_not_needed(run_dir: Path, project: Path, tmp_path_factory) -> None:
+    expected = load_policy(run_dir).select_action(OBSERVATION)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "run"
+    shutil.move(run_dir, elsewhere)
+    shutil.rmtree(project / "configs")
+    shutil.rmtree(project / "models")
+    assert np.array_equal(load_policy(elsewhere).select_action(OBSERVATION), expected)
+
+
+def test_any_checkpoint_can_be_asked_for(run_dir: Path) -> None:
+    newest, link, older = (
+        load_policy(path).select_action(OBSERVATION) for path in (run_dir, run_dir / "latest", run_dir / "epoch_1")
+    )
+    assert np.array_equal(newest, link)
+    assert not np.array_equal(newest, older)
+
+
+class Recorder:
+    """Stands for a trained trainer: notes what it is asked, answers with a counted chunk."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, execute_steps: int | None) -> None:
+        self.execute_steps, self.asked = execute_steps, []
+
+    def predict(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
+        self.asked.append(batch)
+        chunk = torch.arange(4.0) + 10 * len(self.asked)
+        return chunk[None, :, None].expand(1, 4, 2)
+
+
+SHAPES = {
+    **{"observation.state": [3, 2], "observation.state_is_pad": [3], "observation.gripper": [1]},
+    **{"action": [4, 2], "action_is_pad": [4], "index": []},
+}
+
+
+@pytest.mark.parametrize(("execute_steps", "predictions"), [(None, 2), (2, 4), (1, 8)])
+def test_a_chunk_is_executed_as_far_as_told(execute_steps: int | None, predictions: int) -> None:
+    trainer = Recorder(execute_steps)
+    policy = Policy(trainer, Normalizer({}, {}), SHAPES, seed=0)
+    executed = execute_steps or 4
+    actions = [policy.select_action({"observation.state": np.zeros(2)})[0] for _ in range(8)]
+    assert actions == [10 * (1 + step // executed) + step % executed for step in range(8)]
+    assert len(trainer.asked) == predictions
+
+
+def test_history_is_oldest_first_and_padded_with_the_first_observation() -> None:
+    trainer = Recorder(1)
+    policy = Policy(trainer, Normalizer({}, {}), SHAPES, seed=0)
+    for step in range(4):
+        policy.select_action({"observation.state": np.full(2, step), "observation.gripper": np.array([step])})
+    windows = [batch["observation.state"][0, :, 0].tolist() for batch in trainer.asked]
+    assert windows == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]
+    assert [batch["observation.state_is_pad"][0].tolist() for batch in trainer.asked[:3]] == [
+        *([True, True, False], [True, False, False], [False, False, False])
+    ]
+    assert [batch["observation.gripper"].tolist() for batch in trainer.asked] == [[[0.0]], [[1.0]], [[2.0]], [[3.0]]]
+
+    policy.reset()
+    policy.select_action({"observation.state": np.full(2, 7)})
+    assert trainer.asked[-1]["observation.state"][0, :, 0].tolist() == [7, 7, 7]
+
+
+def test_history_goes_on_while_a_chunk_is_executed() -> None:
+    trainer = Recorder(2)
+    policy = Policy(trainer, Normalizer({}, {}), SHAPES, seed=0)
+    for step in range(3):
+        policy.select_action({"observation.state": np.full(2, step)})
+    assert trainer.asked[-1]["observation.state"][0, :, 0].tolist() == [0, 1, 2]
+
+
+def test_an_observation_of_another_shape_is_refused(run_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"'observation.state' has shape \[2\]; the policy was trained with \[3\]"):
+        load_policy(run_dir).select_action({"observation.state": np.zeros(2)})
+
+
+def test_a_missing_key_is_named(run_dir: Path) -> None:
+    with pytest.raises(KeyError, match=r"reads 'observation.state'"):
+        load_policy(run_dir).select_action({"state": np.zeros(3)})
+
+
+@pytest.mark.parametrize("name", ["", "nowhere", "step_7"])
+def test_what_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "step_7").mkdir()
+    with pytest.raises(CheckpointError, match=r"neither a run folder|no valid checkpoint"):
+        load_policy(tmp_path / name)
+
+
+def test_a_run_without_a_valid_checkpoint_is_refused(run_dir: Path) -> None:
+    for path in run_dir.glob("*/manifest.json"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"no valid checkpoint"):
+        load_policy(run_dir)
+    with pytest.raises(CheckpointError, match=r"it has no manifest.json"):
+        load_policy(run_dir / "step_12")
+
+
+def test_normalization_of_the_run_is_the_policys(config: Path) -> None:
+    overrides = {"data.normalization": {"action": "min_max", "observation.state": {"mode": "identity"}}}
+    run_dir = train(config, overrides).run_dir
+    policy = load_policy(run_dir)
+    stats = load_stats(run_dir / "dataset_stats.json")
+    normalizer = Normalizer(stats, normalization_modes(overrides["data.normalization"], stats))
+    ours, theirs = policy._normalizer.state_dict(), normalizer.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_evaluate_prints_the_summary_first_and_writes_a_report(run_dir: Path, capsys: pytest.CaptureFixture) -> None:
+    capsys.readouterr()
+    assert evaluate([str(run_dir)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "error over 2 episodes"
+    shown = "\n".join(lines[1:])
+    assert all(str(run_dir / name) in shown for name in ("step_12", "loss.png", "toy.txt"))
+    report = json.loads((run_dir / "evaluation.json").read_text())
+    policy, errors = load_policy(run_dir), []
+    dataset = ToyDataset([0, 1])
+    for state, action in zip(dataset.state, dataset.action, strict=True):
+        policy.reset()
+        errors.append(np.abs(policy.select_action({"observation.state": state}) - action).max())
+    assert report["metrics"] == {"error": pytest.approx(np.mean(errors))}
+    assert (report["checkpoint"], report["step"], report["files"]) == ("step_12", 12, ["toy.txt"])
+
+
+@pytest.mark.parametrize("arguments", [["--episodes", "5"], ["--set", "episodes=5"]])
+def test_evaluation_params_can_be_overridden(
+    run_dir: Path, arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert evaluate([str(run_dir), *arguments]) == 0
+    assert "error over 5 episodes" in capsys.readouterr().out
+
+
+def test_a_wrong_evaluation_is_explained(run_dir: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
+    assert evaluate([str(run_dir), "--set", "episode=5"]) == 2
+    assert "did you mean 'episodes'?" in capsys.readouterr().err
+    without = train(config, {"train.evaluation": None, "train.save_dir": "runs/without"}).run_dir
+    assert evaluate([str(without)]) == 2
+    assert "names no evaluation" in capsys.readouterr().err
+    assert evaluate([str(config.parent)]) == 2
+    assert "neither a run folder" in capsys.readouterr().err

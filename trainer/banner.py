@@ -1,0 +1,88 @@
+"""Banner: a built run -> what a person should see before it trains."""
+
+import resource
+import sys
+from contextlib import closing
+
+import torch
+
+from model_constructor import dump
+from trainer.build import Run
+from trainer.loop import autocast, training_batches
+from trainer.modeling import describe_components
+from trainer.state import Progress
+
+HEADERS = ("component", "parameters", "trainable", "mode", "dtype", "optimizer", "peak lr")
+
+
+def banner(run: Run, progress: Progress) -> str:
+    train, updates = run.config.experiment.train, run.data.updates
+    until = "until the clock ends it" if run.planned_updates is None else f"{run.planned_updates:,} updates"
+    clock = f", at most {train.max_minutes:g} min" if train.max_minutes is not None else ""
+    lines = [
+        f"{run.config.name}: {until}{clock}" + (f", continued at {progress.step:,}" if progress.step else ""),
+        component_table(run),
+        f"device {run.device}, {run.precision}   data {updates.size:,} frames"
+        + (f" (+ {run.data.held_out:,} held out)" if run.data.held_out else "")
+        + f", {updates.updates_per_epoch:,} updates an epoch   effective batch {updates.batch_size}",
+        f"run folder {run.config.save_dir}",
+        *schedule_notes(run),
+    ]
+    return "\n".join(lines)
+
+
+def component_table(run: Run) -> str:
+    rows = [HEADERS] + [
+        (one.name, f"{one.parameters:,}", f"{one.trainable:,}", one.mode, one.dtype, one.optimizer, one.peak_lr)
+        for one in describe_components(run.config, run.models, run.optimizers)
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADERS))]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def schedule_notes(run: Run) -> list[str]:
+    """A schedule that is written for another number of updates than the run has ends elsewhere: say so."""
+    notes = []
+    for name, entry in run.config.experiment.model.component_optims.items():
+        total = entry.params.get("total_steps")
+        if name in run.optimizers and total is not None and total != run.planned_updates:
+            notes.append(
+                f"note: the schedule of {name} takes {total:,} updates, the run {run.planned_updates or 'any number'}"
+            )
+    return notes
+
+
+def dry_run(run: Run) -> str:
+    """The resolved config, the components, one batch's shapes, and one step's loss and peak memory."""
+    with closing(training_batches(run, start=0)) as batches:
+        batch = run.data.normalizer.normalize(next(iter(batches)))
+    shapes = [f"  {key}: {_describe(value)}" for key, value in batch.items()]
+    with autocast(run):
+        metrics = run.trainer.train_step(batch)
+    numbers = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
+    return "\n".join(
+        [
+            dump(run.config.data).rstrip(),
+            "",
+            banner(run, Progress()),
+            "one batch",
+            *shapes,
+            f"one step: {numbers}, peak memory {_peak_mib(run):,.0f} MiB",
+            "dry run: nothing was written",
+        ]
+    )
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__
+
+
+def _peak_mib(run: Run) -> float:
+    if run.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(run.device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,198 @@
+"""Checkpoint: named tensors and texts <-> a folder that is either whole or not there.
+
+    epoch_{N}/ or step_{N}/    {component}.pt  {component}_opt.pt  {component}.yaml  training_state.pt  manifest.json
+    latest                     a relative link to the newest
+
+A folder is written beside under a temporary name, flushed to disk, and renamed; its manifest, with the size and the
+SHA-256 of every file, is written last. What has no valid manifest is no checkpoint.
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"
+CHECKPOINT_NAME = re.compile(r"(epoch|step)_\d+")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, or is not one."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    step: int
+    components: tuple[str, ...]
+
+    def tensors(self, name: str) -> Any:
+        """What `{name}.pt` holds, on the CPU; nothing but tensors and plain values is ever unpickled."""
+        return torch.load(self.path / f"{name}.pt", map_location="cpu", weights_only=True)
+
+    def text(self, name: str) -> str:
+        return (self.path / name).read_text(encoding="utf-8")
+
+
+def write_checkpoint(
+    run_dir: Path, name: str, step: int, tensors: Mapping[str, Any], texts: Mapping[str, str]
+) -> Checkpoint:
+    """`tensors` become `{key}.pt`, `texts` files of their own name. Whatever fails, older checkpoints are untouched."""
+    temporary = run_dir / f"{TEMPORARY}{name}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        for key, value in tensors.items():
+            with (temporary / f"{key}.pt").open("wb") as file:
+                torch.save(value, file)
+                _flush(file)
+        for key, text in texts.items():
+            _write_text(temporary / key, text)
+        files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
+        components = sorted(key.removesuffix(".yaml") for key in texts)
+        manifest = {"step": step, "components": components, "files": files}
+        _write_text(temporary / MANIFEST, json.dumps(manifest, indent=1))
+        _flush_folder(temporary)
+        _move_into_place(temporary, run_dir / name)
+        _link(run_dir, "latest", name)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        shutil.rmtree(temporary, ignore_errors=True)
+        message = f"the checkpoint {run_dir / name} could not be written: {error}\n  Earlier checkpoints are intact."
+        raise CheckpointError(message) from error
+    return Checkpoint(run_dir / name, step, tuple(components))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read the manifest and check every file against it; CheckpointError says what is not as written."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files, step, components = manifest["files"], manifest["step"], manifest["components"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is not a checkpoint: it has no {MANIFEST}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint: its {MANIFEST} cannot be read ({error})") from None
+    for name, expected in files.items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path} is not a checkpoint: {name} is missing")
+        if _fingerprint(path / name) != expected:
+            raise CheckpointError(f"{path} is not a checkpoint: {name} is not the file that was written")
+    return Checkpoint(path, step, tuple(components))
+
+
+def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
+    """The valid checkpoint with the highest step, whatever `latest` says; invalid ones are passed over by name."""
+    by_step = sorted(checkpoint_folders(run_dir), key=_written_step, reverse=True)  # the unreadable first: to be named
+    for path in by_step:
+        try:
+            return open_checkpoint(path)
+        except CheckpointError as error:
+            print(f"passed over: {error}", flush=True)
+    return None
+
+
+def checkpoint_folders(run_dir: Path) -> list[Path]:
+    if not run_dir.is_dir():
+        return []
+    return [path for path in run_dir.iterdir() if CHECKPOINT_NAME.fullmatch(path.name) and path.is_dir()]
+
+
+def remove_old(run_dir: Path, keep: int) -> None:
+    """Keep the newest `keep`; a folder that cannot be removed costs a line, not the run."""
+    written = [path for path in checkpoint_folders(run_dir) if _written_step(path) < math.inf]
+    for path in sorted(written, key=_written_step)[:-keep]:
+        try:
+            leaving = run_dir / f"{TEMPORARY}{path.name}"
+            path.rename(leaving)  # half a folder never stands under a checkpoint's name
+            shutil.rmtree(leaving)
+        except OSError as error:
+            print(f"could not remove the old checkpoint {path}: {error}", flush=True)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """What a killed run left behind under a temporary name."""
+    for path in run_dir.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def random_state() -> dict[str, Any]:
+    """Every random stream of this process, as plain values and tensors."""
+    numpy_state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = numpy_state
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    if target.exists():  # an invalid folder under this name; a valid one would have been resumed from
+        aside = target.with_name(f"{TEMPORARY}old-{target.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        target.rename(aside)
+        temporary.rename(target)
+        shutil.rmtree(aside)
+    else:
+        temporary.rename(target)
+    _flush_folder(target.parent)
+
+
+def _link(run_dir: Path, name: str, target: str) -> None:
+    beside = run_dir / f"{TEMPORARY}{name}"
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    os.replace(beside, run_dir / name)
+
+
+def _written_step(path: Path) -> float:
+    """The step that the manifest names; infinity for what has no readable manifest."""
+    try:
+        return int(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        _flush(file)
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

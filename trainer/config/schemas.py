@@ -1,0 +1,106 @@
+"""Schemas: what a train config may say. Unknown keys are refused everywhere; every key here has an effect.
+
+Paths stay text here: `RunConfig.find` and `RunConfig.save_dir` resolve them.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]  # a component name: names files and module entries
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Registered(Section):
+    """One registered component, and what it is given."""
+
+    type: str
+    params: dict[str, Any] = {}
+
+
+class BuildArgs(Section):
+    init: bool = False
+    freeze: bool = False
+
+
+class ModelConfig(Section):
+    component_config_paths: Annotated[dict[Name, str], Field(min_length=1)]
+    component_params: dict[str, dict[str, Any]] = {}
+    component_build_args: dict[str, BuildArgs] = {}
+    component_optims: dict[str, Registered] = {}
+
+    def build_args(self, component: str) -> BuildArgs:
+        return self.component_build_args.get(component, BuildArgs())
+
+
+class ValidationConfig(Section):
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    episodes: Annotated[list[int], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def one_of_both(self) -> "ValidationConfig":
+        if (self.fraction is None) == (self.episodes is None):
+            raise ValueError("give either `fraction` (of the episodes) or `episodes` (a list)")
+        return self
+
+
+class DataConfig(Section):
+    datamodule: Registered
+    batch_size: PositiveInt = 32
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    pin_memory: bool = True
+    persistent_workers: bool = True
+    prefetch_factor: PositiveInt = 2
+    validation: ValidationConfig | None = None
+    normalization: dict[str, Any] = {}  # its own words: see trainer.data.normalization
+
+
+class TrainConfig(Section):
+    trainer: Registered
+    loss: Registered
+    epoch: PositiveInt | None = None
+    max_steps: PositiveInt | None = None
+    max_minutes: PositiveFloat | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+    accumulate: PositiveInt = 1
+    clip_grad_norm: PositiveFloat | None = 1.0
+    deterministic: bool = False
+    overfit_batches: Annotated[int, Field(ge=0)] = 0
+    project_name: str | None = None
+    save_dir: str | None = None
+    save_every: PositiveInt | None = None
+    save_every_steps: PositiveInt | None = None
+    keep_last: PositiveInt | None = 5
+    log_every: PositiveInt = 50
+    validate_every: PositiveInt | None = None
+    evaluation: Registered | None = None
+
+    @model_validator(mode="after")
+    def has_an_end(self) -> "TrainConfig":
+        if self.epoch is None and self.max_steps is None and self.max_minutes is None:
+            raise ValueError(
+                "say when the run ends: give `epoch`, `max_steps` or `max_minutes` (whichever comes first)"
+            )
+        return self
+
+
+class ExperimentConfig(Section):
+    plugins: list[str] = []
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def validation_is_there_to_run(self) -> "ExperimentConfig":
+        if self.train.validate_every is not None and self.data.validation is None:
+            raise ValueError("train.validate_every is given, but data.validation holds no episodes out")
+        return self
+
+    @property
+    def run_seed(self) -> int:
+        return self.seed if self.train.seed is None else self.train.seed

@@ -1,0 +1,88 @@
+"""Evaluate: a run folder -> its policy in closed loop, judged by the run's `train.evaluation` component.
+
+python -m trainer.evaluate RUN_DIR [--episodes N] [--set name=value ...]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model_constructor import ConfigError
+from model_constructor.errors import Problem, nearest
+from model_constructor.source import read_text
+from trainer.build import build_registered
+from trainer.checkpoint import CheckpointError
+from trainer.config.checks import parameters_of
+from trainer.config.schemas import Registered
+from trainer.policy import load_policy, open_run
+from trainer.registry import EVALUATION_BUILDER_REGISTRY
+from trainer.templates import EvaluationResult
+
+
+def evaluate_run(run_or_checkpoint: str | Path, params: Mapping[str, Any] | None = None) -> EvaluationResult:
+    """Evaluate a checkpoint alone; `params` go over those of the config. Writes evaluation.json into the run folder."""
+    checkpoint, config = open_run(run_or_checkpoint)
+    entry = config.experiment.train.evaluation
+    if entry is None:
+        message = f"the run in {checkpoint.path.parent} names no evaluation"
+        known = ", ".join(EVALUATION_BUILDER_REGISTRY.keys())
+        hint = f"train with `evaluation: {{type: ..., params: {{...}}}}` under `train:`; known here: {known}"
+        raise ConfigError(Problem(message, config.place("train"), hint))
+    _check_params(entry.type, params or {})
+    entry = Registered(type=entry.type, params={**entry.params, **(params or {})})
+    evaluation = build_registered(config, EVALUATION_BUILDER_REGISTRY, entry, ("train", "evaluation"))
+    run_dir = checkpoint.path.parent
+    result = evaluation.evaluate(load_policy(checkpoint.path), run_dir)
+    report = {
+        "checkpoint": checkpoint.path.name,
+        "step": checkpoint.step,
+        "evaluation": {"type": entry.type, "params": entry.params},
+        "summary": result.summary,
+        "metrics": result.metrics,
+        "files": [path.name for path in result.files],
+    }
+    (run_dir / "evaluation.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print(result.summary)
+    print(f"checkpoint  {checkpoint.path}")
+    if (run_dir / "loss.png").exists():
+        print(f"loss curve  {run_dir / 'loss.png'}")
+    for path in result.files:
+        print(f"look at     {path}")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="trainer.evaluate", description="Evaluate a trained run in closed loop.")
+    parser.add_argument("run", metavar="RUN_DIR", help="a run folder (its newest checkpoint) or one checkpoint")
+    parser.add_argument("--episodes", type=int, help="short for --set episodes=N")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="name=value", dest="overrides")
+    given = parser.parse_args(arguments)
+    params = {name: read_text(value, "--set").plain for name, _, value in (o.partition("=") for o in given.overrides)}
+    if given.episodes is not None:
+        params["episodes"] = given.episodes
+    try:
+        evaluate_run(given.run, params)
+    except (ConfigError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _check_params(evaluation: str, params: Mapping[str, Any]) -> None:
+    signature = parameters_of(EVALUATION_BUILDER_REGISTRY, evaluation)
+    if signature is None:
+        return
+    problems = [
+        Problem(f"evaluation '{evaluation}' has no parameter '{name}'", hint=nearest(name, signature[0]))
+        for name in params
+        if name not in signature[0]
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

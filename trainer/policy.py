@@ -1,0 +1,123 @@
+"""Policy: a run folder or a checkpoint -> an object that turns one raw observation into one action."""
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model_constructor import ConfigError, build_model, load_config
+from trainer.build import build_normalizer, build_registered, build_trainer, pick_device
+from trainer.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, open_checkpoint
+from trainer.config import ExperimentConfig, RunConfig
+from trainer.config.checks import import_plugins
+from trainer.config.folders import Folders
+from trainer.data.normalization import Normalizer, load_stats, normalization_modes
+from trainer.registry import LOSS_BUILDER_REGISTRY
+from trainer.templates import ComponentTrainer
+
+PAD = "_is_pad"
+
+
+class Policy:
+    """Keeps the observation history and the predicted chunk until `reset()`: one policy drives one robot."""
+
+    def __init__(
+        self, trainer: ComponentTrainer, normalizer: Normalizer, item_shapes: dict[str, list[int]], seed: int
+    ) -> None:
+        self._trainer, self._normalizer = trainer, normalizer
+        self._device = trainer.device
+        self._shapes = {key: shape for key, shape in item_shapes.items() if key != "action"}
+        self._windowed = {key for key in self._shapes if f"{key}{PAD}" in self._shapes}
+        self._generator = torch.Generator(self._device).manual_seed(seed)
+        self.reset()
+
+    def reset(self) -> None:
+        """A new episode: nothing is remembered of the last one."""
+        self._history = {key: deque(maxlen=self._shapes[key][0]) for key in self._windowed}
+        self._chunk: deque[np.ndarray] = deque()
+
+    @torch.inference_mode()
+    def select_action(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        """One observation in the data set's keys and units -> one action [A], float32, in the data set's units."""
+        values = {key: self._read(key, value) for key, value in observation.items() if key in self._shapes}
+        for key in self._windowed & values.keys():
+            self._history[key].append(values[key])
+        if not self._chunk:
+            self._chunk.extend(self._predict(values))
+        return self._chunk.popleft()
+
+    def _predict(self, values: dict[str, Tensor]) -> np.ndarray:
+        """A chunk of actions [T, A]."""
+        batch: dict[str, Any] = {}
+        for key, value in values.items():
+            if key in self._windowed:
+                window, padding = self._window(key)
+                batch[key], batch[f"{key}{PAD}"] = window[None].to(self._device), padding[None].to(self._device)
+            else:
+                batch[key] = value[None].to(self._device)
+        try:
+            actions = self._trainer.predict(self._normalizer.normalize(batch), generator=self._generator)  # [1, T, A]
+        except KeyError as error:
+            raise KeyError(
+                f"the policy reads {error}; the observation holds {', '.join(values) or 'none of its keys'}"
+            ) from error
+        actions = self._normalizer.denormalize("action", actions)[0, : self._trainer.execute_steps]
+        return actions.float().cpu().numpy()
+
+    def _window(self, key: str) -> tuple[Tensor, Tensor]:
+        """The history [H, D], oldest first; before the episode's first frame stand copies of it, marked as padding."""
+        seen, length = list(self._history[key]), self._shapes[key][0]
+        missing = length - len(seen)
+        return torch.stack([seen[0]] * missing + seen), torch.tensor([True] * missing + [False] * len(seen))
+
+    def _read(self, key: str, value: np.ndarray) -> Tensor:
+        shape = self._shapes[key][1:] if key in self._windowed else self._shapes[key]
+        tensor = torch.as_tensor(np.asarray(value), dtype=torch.float32)
+        if tensor.numel() != torch.Size(shape).numel():
+            raise ValueError(f"'{key}' has shape {list(tensor.shape)}; the policy was trained with {shape}")
+        return tensor.reshape(shape)
+
+
+def load_policy(run_or_checkpoint: str | Path, device: torch.device | str | None = None, seed: int = 0) -> Policy:
+    """Components, weights, statistics and `predict`, from a run folder (its newest checkpoint) or one checkpoint."""
+    checkpoint, config = open_run(run_or_checkpoint)
+    device = pick_device() if device is None else torch.device(device)
+    models = nn.ModuleDict()
+    for name in checkpoint.components:
+        models[name] = build_model(checkpoint.path / f"{name}.yaml")
+        models[name].load_state_dict(checkpoint.tensors(name))
+    models.to(device).requires_grad_(False).eval()
+    train = config.experiment.train
+    loss = build_registered(config, LOSS_BUILDER_REGISTRY, train.loss, ("train", "loss")).build().to(device)
+    trainer = build_trainer(config, models, {}, loss, device)
+    if not isinstance(trainer, ComponentTrainer):
+        raise TypeError(
+            f"trainer '{train.trainer.type}' has no `predict`: only a ComponentTrainer's run makes a policy"
+        )
+    state = checkpoint.tensors("training_state")
+    stats = load_stats(checkpoint.path.parent / "dataset_stats.json")
+    modes = normalization_modes(config.experiment.data.normalization, stats, config.source)
+    return Policy(trainer, build_normalizer(stats, modes).to(device), state["item_shapes"], seed)
+
+
+def open_run(run_or_checkpoint: str | Path) -> tuple[Checkpoint, RunConfig]:
+    """The checkpoint, and the config that its run wrote; the model files that the config names are not needed."""
+    path = Path(run_or_checkpoint).expanduser().resolve()  # `latest` becomes the checkpoint it points to
+    if (path / "config.yaml").is_file() and (path / "dataset_stats.json").is_file():
+        checkpoint = newest_checkpoint(path)
+    elif path.is_dir() and (path.parent / "config.yaml").is_file():
+        checkpoint = open_checkpoint(path)
+    else:
+        raise CheckpointError(
+            f"{path} is neither a run folder (with config.yaml and dataset_stats.json) nor a checkpoint in one"
+        )
+    if checkpoint is None:
+        raise CheckpointError(f"{path} holds no valid checkpoint")
+    source = load_config(checkpoint.path.parent / "config.yaml")
+    problems, cause = import_plugins(source)
+    if problems:
+        raise ConfigError(problems) from cause
+    return checkpoint, RunConfig(ExperimentConfig.model_validate(source.data), source, Folders.of_file(source.path))

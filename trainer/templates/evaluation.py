@@ -1,0 +1,21 @@
+"""Evaluation: a policy -> numbers, one line that says them, and files to look at."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from trainer.policy import Policy
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    metrics: dict[str, float]
+    summary: str  # one line, e.g. "success 96.7 % (29 of 30 held-out placements)"
+    files: list[Path] = field(default_factory=list)  # written under `output_dir`, for people to open
+
+
+class Evaluation(Protocol):
+    """`train.evaluation.params` are the keywords of the constructor."""
+
+    def evaluate(self, policy: "Policy", output_dir: Path | None) -> EvaluationResult: ...

@@ -1,0 +1,18 @@
+"""OptimizerFactory: constructor keywords, then parameters -> a torch optimizer."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+class OptimizerFactory(Protocol):
+    """`component_optims.<c>.params` are the keywords of the constructor.
+
+    A schedule is a pure function of the update count and lives in the optimizer's `param_groups`: whoever trains
+    calls `step()` and nothing else. A constructor that takes `total_steps` gets the run's number of updates for it
+    when the config leaves it out.
+    """
+
+    def build(self, params: Iterable[nn.Parameter]) -> Optimizer: ...
