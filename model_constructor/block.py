@@ -322,6 +322,7 @@ def bind_params(block: Block, given: Mapping[str, Any], places: Mapping[str, Pla
         if not _is_param_value(value) or (isinstance(value, str) and value in PARAM_TYPES):
             hint = f"a param is {PARAM_VALUES}, and no string that names a type"
             problems.append(Problem(f"the param '{name}' cannot be {value!r}.", places.get(name), hint))
+            continue
         if name not in block.params:
             hint = nearest(name, block.params) or "it has no params"
             problems.append(Problem(f"'{block.name}' has no param '{name}'.", places.get(name), hint))
@@ -356,8 +357,8 @@ def _is_param_value(value: Any) -> bool:
 
 def _fits(value: Any, expected: type, strict: bool) -> bool:
     """A declared type is strict; a default only says number, string, ...: 1 does not forbid 1.5, nor anything null."""
-    if isinstance(value, bool) or expected is bool:
-        return isinstance(value, expected)
+    if isinstance(value, bool):
+        return expected is bool
     if expected is float or (expected is int and not strict):
         return isinstance(value, int | float) or (value is None and not strict)
     return isinstance(value, expected) or (value is None and not strict)

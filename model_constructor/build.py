@@ -280,7 +280,9 @@ class _Builder:
             return Member(nn.Parameter(tensor, requires_grad=flag))
         except (RuntimeError, TypeError, ValueError) as error:
             hint = f"{name}(2, 3) has a shape, {name}(zeros(2, 3)) or {name}([1.0, 2.0]) a value"
-            raise ConfigError(Problem(f"{name} cannot be built: {error}.", expression.place(tree), hint)) from error
+            raise ConfigError(
+                Problem(f"{name} cannot be built: {str(error).rstrip('.')}.", expression.place(tree), hint)
+            ) from error
 
     def _fill(self, expression: Expression, tensor: torch.Tensor, tree: ast.expr, values: Mapping[str, Any]) -> None:
         called = tree.func if isinstance(tree, ast.Call) else tree
@@ -318,10 +320,9 @@ def _check_signature(
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for keyword in tree.keywords:
         if keyword.arg not in parameters and not takes_any:
-            place = expression.place(keyword.value)
-            raise ConfigError(
-                Problem(f"'{name}' has no argument '{keyword.arg}'.", place, nearest(keyword.arg, parameters))
-            )
+            place = expression.place(keyword)
+            hint = nearest(keyword.arg, parameters)
+            raise ConfigError(Problem(f"'{name}' has no argument '{keyword.arg}'.", place, hint))
     try:
         signature.bind(*arguments, **keywords)
     except TypeError as error:

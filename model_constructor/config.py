@@ -88,7 +88,7 @@ def _with(node: Node, keys: list[str], value: Node) -> Node:
         return value
     key, rest = keys[0], keys[1:]
     if isinstance(node.value, list):
-        if not key.isdigit() or int(key) >= len(node.value):
+        if not (key.isascii() and key.isdigit()) or int(key) >= len(node.value):
             message = f"the list at {node.place} has {len(node.value)} entries; '{key}' is none of them."
             raise ConfigError(Problem(message, value.place))
         entries = list(node.value)

@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+SHOWN = 160  # characters of a line in an excerpt
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -27,10 +29,15 @@ class Place:
         """The line with a caret under the stretch, or "" when the line is not known."""
         if not self.text.strip():
             return ""
-        indent = len(self.text) - len(self.text.lstrip())
-        start = max(self.column - 1 - indent, 0)
-        length = max(1, min(self.length, len(self.text.rstrip()) - self.column + 1))
-        return f"    {self.text.strip()}\n    {' ' * start}{'^' * length}"
+        text = self.text.rstrip()
+        indent = len(text) - len(text.lstrip())
+        begin = (
+            indent if len(text) - indent <= SHOWN else max(indent, self.column - SHOWN // 2)
+        )  # a long line is shown around the caret
+        shown = text[begin : begin + SHOWN]
+        start = max(self.column - 1 - begin, 0)
+        length = max(1, min(self.length, len(shown) - start))
+        return f"    {shown}\n    {' ' * start}{'^' * length}"
 
 
 @dataclass(frozen=True, slots=True)

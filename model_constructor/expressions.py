@@ -213,7 +213,10 @@ class _Evaluator:
         arguments = [self.visit(argument) for argument in tree.args]
         keywords = {keyword.arg: self.visit(keyword.value) for keyword in tree.keywords if keyword.arg}
         if isinstance(tree.func, ast.Attribute) and tree.func.attr in METHODS:
-            return getattr(self.visit(tree.func.value), tree.func.attr)(*arguments, **keywords)
+            owner = self.visit(tree.func.value)
+            if not _is_tensor(owner):
+                raise self.error(f"{type(owner).__name__} has no method here; tensors have.", tree.func)
+            return getattr(owner, tree.func.attr)(*arguments, **keywords)
         name = tree.func.id if isinstance(tree.func, ast.Name) else ""
         if name in PLAIN_FUNCTIONS and not any(_is_tensor(argument) for argument in arguments):
             if name == "sum" and any(isinstance(entry, list | tuple) for entry in arguments[1:]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import networkx as nx
@@ -97,6 +98,7 @@ class _Checker:
     def __init__(self, block: Block) -> None:
         self.block = block
         self.values = block.values()
+        self.unknown: set[str] = set()
         self.buffers = {name for name, value in block.modules.items() if _is_tensor_constructor(value)}
 
     def problems(self) -> Iterator[Problem]:
@@ -201,8 +203,8 @@ class _Checker:
             yield self._unknown(expression, tree, where)
 
     def _unknown(self, expression: Expression, tree: ast.Name, where: str) -> Problem:
-        here = self.values | self.block.modules.keys()
-        hint = nearest(tree.id, here)
+        self.unknown.add(tree.id)
+        hint = nearest(tree.id, self._own_names())
         if "did you mean" not in hint:
             wide = nearest(tree.id, [*OPS.keys(), *torch_ops(), *self.block.visible_blocks(), *PLAIN_FUNCTIONS])
             hint += "   did you mean" + wide.split("did you mean")[1] if "did you mean" in wide else ""
@@ -304,8 +306,13 @@ class _Checker:
             for child in ast.iter_child_nodes(tree):
                 yield from self._certain_names(child)
 
+    def _own_names(self) -> list[str]:
+        return [*self.values, *self.block.modules]
+
     def _unused(self) -> Iterator[Problem]:
+        """What nothing reads; but for what a misspelt name, told already, was probably meant to be."""
         read = _read_names(value for _, value in self._graph_values())
+        read |= {close for name in self.unknown for close in get_close_matches(name, self._own_names(), n=1)}
         for statement in self.block.graph.values():
             if not read & set(statement.targets):
                 hint = "read it somewhere, or remove it"

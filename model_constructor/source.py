@@ -30,6 +30,7 @@ _INTEGER = re.compile(rf"[-+]?({_DIGITS}|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(rf"[-+]?({_DIGITS}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$")
 _OCTAL = re.compile(r"[-+]?0[0-9_]+$|[-+]?0o[0-7]+$")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?$")
+_ESCAPE_LENGTHS = {"x": 4, "u": 6, "U": 10}  # of \\x20 and the like in double quotes; others have 2
 _WORDS: dict[str, Scalar] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -80,14 +81,24 @@ class Node:
         """For each character of `text` (and its end): its line and column in the file, counted from 0."""
         start, end = self.span
         raw, at = self.source.text, start
-        line, line_start = raw.count("\n", 0, start), raw.rfind("\n", 0, start) + 1
+        while raw.startswith("&", at):  # behind an anchor
+            at += len(raw[at:end].split(None, 1)[0])
+            at += len(raw[at:end]) - len(raw[at:end].lstrip())
+        line, line_start = raw.count("\n", 0, at), raw.rfind("\n", 0, at) + 1
         if self.style in ("|", ">"):  # the header line holds no content
-            at = line_start = raw.find("\n", start) + 1
+            at = line_start = raw.find("\n", at) + 1
             line += 1
         elif self.style:
             at += 1
         result: list[tuple[int, int]] = []
         for character in self.text:
+            while self.style == '"' and raw.startswith("\\\n", at):  # an escaped line end stands for nothing
+                at += 2 + len(raw[at + 2 : end]) - len(raw[at + 2 : end].lstrip(" \t"))
+                line, line_start = line + 1, raw.rfind("\n", 0, at) + 1
+            if self.style == '"' and raw.startswith("\\", at):
+                result.append((line, at - line_start))
+                at += _ESCAPE_LENGTHS.get(raw[at + 1], 2)
+                continue
             while at < end and raw[at] != character and not (character.isspace() and raw[at].isspace()):
                 if raw[at] == "\n":
                     line, line_start = line + 1, at + 1
@@ -105,7 +116,7 @@ def read_file(path: str | Path) -> Node:
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
-            raise ConfigError(Problem(f"{path}: this is not a file."))
+            raise ConfigError(Problem(f"{path}: the file cannot be read: it is a folder or a device."))
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -137,8 +148,8 @@ def read_text(text: str, name: str, lines: list[str] | None = None) -> Node:
         raise ConfigError(_syntax_problem(error, source)) from None
     except yaml.YAMLError as error:  # a character that YAML does not allow
         raise ConfigError(Problem(f"{name}: {error}")) from None
-    if root is None:
-        raise ConfigError(Problem(f"{name}: the file holds only comments."))
+    if root is None or (isinstance(root, ScalarNode) and not root.value and not root.style):
+        raise ConfigError(Problem(f"{name}: the file holds no values."))
     reader = _Reader(source)
     tree = reader.convert(root, depth=0, in_flow=False)
     if reader.problems:
@@ -259,7 +270,7 @@ class _Reader:
             if in_flow and _unbalanced(text):
                 self._complain(*_cut(text, place))
             if _OCTAL.match(text):
-                self._complain(f"{text} is an octal number in some YAML readers.", place, _instead(text.lstrip("+-0o")))
+                self._complain(f"{text} is an octal number in some YAML readers.", place, _instead(text))
             elif _SEXAGESIMAL.match(text):
                 self._complain(f"{text} is a base-60 number in some YAML readers.", place, f'write "{text}"')
             elif len(text) > MAX_DIGITS and (_INTEGER.match(text) or _FLOAT.match(text)):
@@ -301,8 +312,9 @@ def _cut(text: str, place: Place) -> tuple[str, Place, str]:
     )
 
 
-def _instead(digits: str) -> str:
-    return f"write {digits or '0'}, or quote it if it is text"
+def _instead(octal: str) -> str:
+    value = int(octal, 8) if "o" in octal else int(octal)
+    return f"write {value}, or quote it if it is text"
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, source: SourceFile) -> Problem:
@@ -323,4 +335,9 @@ def _syntax_problem(error: yaml.MarkedYAMLError, source: SourceFile) -> Problem:
     if "${" in place.text and place.text.lstrip()[:1] != "#":
         return Problem(f"{problem}.", place, "put '${...}' in quotes")
     context = f" ({error.context})" if error.context else ""
+    if "flow" in context:
+        hint = "inside {} or [] YAML cuts at each comma and ': ': put the expression in quotes"
+        words = (word.span() for word in re.finditer(r"[^\s{},]+", place.text))
+        start, end = next((span for span in words if span[0] <= mark.column < span[1]), (mark.column, mark.column + 1))
+        return Problem(f"{problem}{context}.", source.place(mark.line, start, end - start), hint)
     return Problem(f"{problem}{context}.", place)

@@ -134,7 +134,7 @@ class Stopwatch:
 
 
 def draw_loss(run_dir: Path, title: str) -> Path | None:
-    """metrics.jsonl -> loss.png: the logged loss, its running mean, and the validation loss where there is one."""
+    """metrics.jsonl -> loss.png: the logged loss, smoothed too, and the validation loss where there is one."""
     from matplotlib.figure import Figure
 
     lines = read_metrics(run_dir / "metrics.jsonl")
@@ -146,7 +146,7 @@ def draw_loss(run_dir: Path, title: str) -> Path | None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="training loss")
-    axes.plot(steps, _running_mean(losses), color="tab:blue", label="running mean")
+    axes.plot(steps, _smoothed(losses), color="tab:blue", label="smoothed")
     if validated:
         axes.plot(*zip(*validated, strict=True), "o-", color="tab:orange", markersize=3, label="validation loss")
     if min(losses) > 0:
@@ -159,10 +159,8 @@ def draw_loss(run_dir: Path, title: str) -> Path | None:
     return path
 
 
-def _running_mean(values: tuple[float, ...], keep: float = 0.9) -> list[float]:
-    """Exponential mean, started at the first value and corrected for its short past."""
-    means, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        means.append(total / weight)
-    return means
+def _smoothed(values: tuple[float, ...]) -> list[float]:
+    """The mean over each value's neighbours, a fortieth of the run to either side: smooth, and it does not lag."""
+    reach = max(1, len(values) // 40)
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]

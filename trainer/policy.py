@@ -87,7 +87,7 @@ def load_policy(run_or_checkpoint: str | Path, device: torch.device | str | None
     device = pick_device() if device is None else torch.device(device)
     models = nn.ModuleDict()
     for name in checkpoint.components:
-        models[name] = build_model(checkpoint.path / f"{name}.yaml")
+        models[name] = build_model(checkpoint.path / f"{name}.yaml", allow_imports=config.experiment.plugins)
         models[name].load_state_dict(checkpoint.tensors(name))
     models.to(device).requires_grad_(False).eval()
     train = config.experiment.train

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.metrics import MetricsFile, MetricWindow, ProgressBar, _running_mean, draw_loss, read_metrics, summary
+from trainer.metrics import MetricsFile, MetricWindow, ProgressBar, _smoothed, draw_loss, read_metrics, summary
 
 LINE = {"step": 50, "loss": 0.03121, "lr": {"a": 9.8e-4, "b": 1e-5}, "samples_per_s": 4012.4, "data_wait": 0.012}
 
@@ -72,9 +72,11 @@ def test_without_a_terminal_there_are_a_few_plain_lines(capsys: pytest.CaptureFi
     assert lines[-1] == f"step 1000/1000  {summary(LINE)}"
 
 
-def test_the_running_mean_starts_at_the_first_value_and_keeps_a_constant() -> None:
-    assert _running_mean((4.0, 4.0, 4.0)) == pytest.approx([4.0, 4.0, 4.0])
-    assert _running_mean((1.0, 3.0))[1] == pytest.approx((0.9 * 0.1 * 1 + 0.1 * 3) / (0.09 + 0.1))
+def test_the_smoothed_curve_is_the_mean_over_neighbours_and_does_not_lag() -> None:
+    assert _smoothed((4.0, 4.0, 4.0)) == pytest.approx([4.0, 4.0, 4.0])
+    assert _smoothed((1.0, 3.0, 8.0, 1.0)) == pytest.approx([2.0, 4.0, 4.0, 4.5])
+    falling = tuple(float(100 - i) for i in range(100))
+    assert _smoothed(falling)[50] == pytest.approx(falling[50])
 
 
 def test_a_loss_curve_is_a_picture_of_the_lines(tmp_path: Path) -> None:

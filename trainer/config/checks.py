@@ -137,7 +137,9 @@ def _component_problems(source: Any, folders: Folders, name: str) -> list[Proble
         return [Problem(f"component '{name}': there is no file '{text}'", place, hint)]
     try:
         with torch.device("meta"):  # no memory and no time: the real build follows once all is known to be right
-            module = build_model(path, params=_mapping(source.data, ("model", "component_params", name)))
+            params = _mapping(source.data, ("model", "component_params", name))
+            plugins = source.data.get("plugins") or ()  # what the config imports, its model files may import too
+            module = build_model(path, params=params, allow_imports=[name for name in plugins if isinstance(name, str)])
     except ConfigError as error:
         return [
             problem if problem.place else Problem(problem.message, place, problem.hint) for problem in error.problems

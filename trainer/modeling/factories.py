@@ -23,7 +23,8 @@ def build_components(config: RunConfig) -> nn.ModuleDict:
     for name, text in model.component_config_paths.items():
         path = config.folders.find(text)
         assert path is not None, "the config's checks found every component file"
-        component = build_model(path, params=model.component_params.get(name, {}))
+        params = model.component_params.get(name, {})
+        component = build_model(path, params=params, allow_imports=config.experiment.plugins)
         if model.build_args(name).init:
             initialise(component)
         if model.build_args(name).freeze:

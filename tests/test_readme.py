@@ -1,0 +1,102 @@
+"""The README is run: its Python blocks, the code and messages it quotes, its table of keys, its commands' files."""
+
+import re
+import traceback
+import types
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from model_constructor import ConfigError, build_model
+from trainer.config import ExperimentConfig
+from trainer.config.schemas import Registered, ValidationConfig
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DECODER = ROOT / "experiment_models/quickstart/pick_place/action_decoder.yaml"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_blocks_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    assert len(blocks("python")) == 3
+    for block in blocks("python"):
+        exec(block, scope)
+    shown = capsys.readouterr().out
+    assert "torch.Size([2, 10, 4])" in shown
+    assert "1.81" in shown
+    assert [text for text in blocks("text") if "class residual(" in text and text in shown]
+
+
+def test_the_quoted_code_of_the_decoder_is_its_code() -> None:
+    assert build_model(DECODER).code in [text.rstrip("\n") for text in blocks("text")]
+
+
+def test_the_quoted_error_and_traceback_are_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    text = DECODER.read_text()
+    Path("action_decoder.yaml").write_text(text.replace("outputs: head(norm(h))", "outputs: hed(norm(h))"))
+    with pytest.raises(ConfigError) as caught:
+        build_model("action_decoder.yaml")
+    assert f"{caught.value}\n" in blocks("text")
+    Path("action_decoder.yaml").write_text(text)
+    model = build_model("action_decoder.yaml")
+    with pytest.raises(RuntimeError) as failure:
+        model(torch.zeros(2, 16, 4), torch.zeros(2), torch.zeros(2, 4, 31))
+    shown = "".join(traceback.format_tb(failure.tb))
+    quoted = next(text for text in blocks("text") if "RuntimeError" in text)
+    assert quoted.split("  ...\n")[0] in shown
+    assert str(failure.value) in README
+
+
+def test_the_table_of_keys_is_the_schema_with_its_defaults() -> None:
+    rows = re.findall(
+        r"^\| (`.*?) \| (.*?) \|", README.split("### The train config")[1].split("\n## ")[0], re.MULTILINE
+    )
+    told = {key: default for keys, default in rows for key in re.findall(r"`([\w.<>]+)`", keys)}
+    declared = dict(leaves(ExperimentConfig))
+    assert told.keys() == declared.keys()
+    for key, default in declared.items():
+        if default is not None and default not in ({}, []) and "," not in told[key]:
+            assert str(default).lower() in told[key].lower(), key
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
+    """Every key of the schema as the README writes it, with its default."""
+    found: list[tuple[str, Any]] = []
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{name}"
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+        inner = [kind for kind in kinds if not isinstance(kind, types.GenericAlias) and issubclass(kind, BaseModel)]
+        if key in ("model.component_build_args", "model.component_optims"):
+            key += ".<c>"
+        if not inner or issubclass(inner[0], Registered | ValidationConfig):
+            found.append((key, None if field.is_required() else field.default))
+        else:
+            found += leaves(inner[0], f"{key}.")
+    return found
+
+
+def test_every_file_that_it_names_is_there() -> None:
+    named = set(re.findall(r"\]\(([\w/.-]+)\)", README)) | set(re.findall(r'src="([^"]+)"', README))
+    commands = set(
+        re.findall(r"(?:experiment_training|experiment_models|trainer|tests|docs)/[\w/]+\.(?:py|yaml)", README)
+    )
+    missing = [name for name in named | commands if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_every_make_target_that_it_names_is_there() -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"(?:^|`|: |\()make ([a-z-]+)", README, re.MULTILINE)
+    assert {"train", "test", "test-all", "clean-runs"} <= set(named) <= set(targets)
