@@ -18,10 +18,11 @@ from torch import nn
 from .config import check_keys
 from .errors import ConfigError, Place, Problem, nearest
 from .expressions import Expression, parse
-from .names import DTYPES, TAKEN, TAKEN_BY_MODELS
+from .names import DTYPES, PLAIN_FUNCTIONS, TAKEN, TAKEN_BY_MODELS
 from .source import Node, read_file
 
 BLOCK_KEYS = ("params", "inputs", "blocks", "modules", "graph", "outputs")
+LATER_KEYS = ("init", "defaults")  # of the dialect, still to come
 FILE_KEYS = ("schema_version", "imports", *BLOCK_KEYS)
 PARAM_VALUES = "a number, bool, string, null, or a list of these"
 PARAM_TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "list": list}
@@ -134,14 +135,17 @@ class _Reader:
             self.complain(f"{name} has to be a mapping with the keys {', '.join(BLOCK_KEYS)}.", node.place)
             return block
         what = "a model file" if keys is FILE_KEYS else f"the block '{name}'"
-        self.problems += check_keys(node, keys, what)
+        self.problems += check_keys(node, (*keys, *LATER_KEYS), what)
+        for key in LATER_KEYS:
+            if key in node.value:
+                self.complain(f"the key '{key}' is not read by this version yet.", node.key_place(key), "remove it")
         if keys is FILE_KEYS:
             self._version(node)
             block.imports = node.value.get("imports")
         if "outputs" not in node.value:
             self.complain(f"{what} needs the key 'outputs'.", node.place)
         for key, place, entry in self._entries(node, "params"):
-            block.params[key] = self._param(entry, place)
+            block.params[key] = self._param(entry, place, set(node.value["params"].plain))  # type: ignore[call-overload]
         for key, place, entry in self._entries(node, "inputs"):
             block.inputs[key] = self._input(key, entry, place, block)
         for key, place, entry in self._entries(node, "blocks"):
@@ -154,6 +158,8 @@ class _Reader:
             block.graph[key] = Statement(key, targets, self.value(entry), place)
         if "outputs" in node.value:
             block.outputs = self.value(node.value["outputs"])
+            if node.value["outputs"].value in ([], {}):
+                self.complain("'outputs' names nothing.", node.value["outputs"].place)
         self._check_names(block)
         return block
 
@@ -174,7 +180,8 @@ class _Reader:
         if version is None:
             self.complain("the key 'schema_version' is missing.", node.place, "begin the file with 'schema_version: 2'")
         elif version.value != 2 or isinstance(version.value, bool):
-            self.complain(f"schema_version {version.text} is not known.", version.place, "this version reads 2")
+            written = f"the text '{version.text}'" if isinstance(version.value, str) else version.text
+            self.complain(f"schema_version is {written}; it has to be the number 2.", version.place)
 
     def _entries(self, node: Node, key: str) -> Iterator[tuple[str, Place, Node]]:
         assert isinstance(node.value, dict)
@@ -187,11 +194,13 @@ class _Reader:
         for name, entry in section.value.items():
             yield name, section.key_place(name), entry
 
-    def _param(self, node: Node, place: Place) -> Param:
+    def _param(self, node: Node, place: Place, names: set[str]) -> Param:
         if not _is_param_value(node.plain):
             self.complain(f"a param is {PARAM_VALUES}.", node.place)
         if isinstance(node.value, str) and "${" in node.value:
             self.complain("'${...}' is not read here.", node.place, "write the value out")
+        if isinstance(node.value, str) and not node.style and _is_arithmetic(node, names):
+            self.complain(f"'{node.text}' is text here: params are values.", node.place, "write the value, or quote it")
         required = PARAM_TYPES.get(node.text) if isinstance(node.value, str) else None
         if required and node.style:
             self.complain(f"the string '{node.text}' would stand for a type.", node.place, "choose another word")
@@ -236,7 +245,12 @@ class _Reader:
                 except ConfigError as error:
                     self.problems += error.problems
                     continue
-                called = {id(part.func) for part in ast.walk(expression.tree) if isinstance(part, ast.Call)}
+                calls = [part.func for part in ast.walk(expression.tree) if isinstance(part, ast.Call)]
+                called = {id(function) for function in calls}
+                for function in calls:
+                    if not isinstance(function, ast.Name) or function.id not in PLAIN_FUNCTIONS:
+                        hint = nearest(ast.unparse(function), PLAIN_FUNCTIONS)
+                        self.complain("a shape cannot call this.", expression.place(function), hint)
                 for name in expression.names():
                     if name.id not in block.params and id(name) not in called:
                         block.symbols.setdefault(name.id, expression.place(name))
@@ -250,6 +264,9 @@ class _Reader:
             return self.block(node, name, None, base, files, FILE_KEYS)
         if not isinstance(node.value, str):
             return self.block(node, name, parent, base, files, BLOCK_KEYS)
+        if not node.value.endswith((".yaml", ".yml")) or "\0" in node.value:
+            self.complain(f"'{node.value}' is not the name of a YAML file.", node.place, "blocks: {name: path.yaml}")
+            return Block(name, node, None)
         path = base / node.value
         if path.resolve() in files:
             chain = " -> ".join(str(file) for file in (*files, path))
@@ -300,6 +317,16 @@ class _Reader:
         for name, entry in value.items() if isinstance(value, dict) else ():
             self._check_name(name, place)
             self._check_entries(entry, place)
+
+
+def _is_arithmetic(node: Node, params: set[str]) -> bool:
+    """Whether a text would be a calculation over numbers and params, so that its author meant its value."""
+    try:
+        tree = parse(node).tree
+    except ConfigError:
+        return False
+    names = {part.id for part in ast.walk(tree) if isinstance(part, ast.Name)}
+    return isinstance(tree, ast.BinOp | ast.Call) and names <= params | PLAIN_FUNCTIONS.keys()
 
 
 def _named(block: Block) -> Iterator[tuple[str, Place]]:

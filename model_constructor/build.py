@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch import nn
 from .block import Block, Value, bind_params, read_block
 from .compiler import compile_class
 from .errors import ConfigError, Place, Problem, nearest
-from .expressions import Expression, evaluate
+from .expressions import Expression, decide, evaluate
 from .graph import build_graph, check_names
 from .model import GraphModel, Member, Namespace, add_members
 from .names import find_type, initialisers
@@ -25,6 +27,7 @@ from .source import Node, dump, read_file, read_text
 
 MAX_REPEAT = 10_000
 MAX_MODULES = 100_000
+LOOKS_LARGE_BYTES = 2**26  # by a guess; from here on the exact size is counted before memory is touched
 
 
 def build_model(
@@ -61,19 +64,51 @@ def build_tree(
             _import(level.imports, allow_imports)
     check_names(block)
     values = bind_params(block, params or {}, {"": tree.place})
-    return _instantiate(block, values, (), _Budget())
+    random_state = torch.get_rng_state()
+    try:
+        return _instantiate(block, values, (), _Budget(LOOKS_LARGE_BYTES))
+    except _LooksLarge:
+        _refuse_what_does_not_fit(block, values)
+        torch.set_rng_state(random_state)  # as if nothing had been tried
+        return _instantiate(block, values, (), _Budget(None))
+
+
+class _LooksLarge(Exception):
+    """The arguments of the constructors speak of a size that had better be counted before memory is touched."""
 
 
 @dataclass(slots=True)
 class _Budget:
-    """Counts modules, so that a small file cannot ask for unbounded work."""
+    """Counts modules and guesses at their size, so that a small file cannot ask for unbounded work or memory."""
 
+    most_bytes: int | None  # more by a rough guess raises _LooksLarge; None: no guessing
     modules: int = 0
+    guessed_bytes: int = 0
 
-    def spend(self, place: Place) -> None:
+    def spend(self, place: Place, arguments: Iterable[Any]) -> None:
         self.modules += 1
         if self.modules > MAX_MODULES:
             raise ConfigError(Problem(f"the model has more than {MAX_MODULES} modules.", place))
+        sizes = [size for size in arguments if type(size) is int and size > 1]
+        self.guessed_bytes += 4 * max(math.prod(sizes), max(sizes, default=0) ** 2)  # float32, and LSTM(4, 10 ** 5)
+        if self.most_bytes is not None and self.guessed_bytes > self.most_bytes:
+            raise _LooksLarge
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _refuse_what_does_not_fit(block: Block, params: dict[str, Any]) -> None:
+    """Build on the meta device, which takes no memory, and count; a model for another device is left to that device."""
+    if torch.get_default_device().type != "cpu":
+        return
+    with torch.device("meta"):
+        model = _instantiate(block, params, (), _Budget(None))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    if size > _memory_bytes():
+        message = f"the model takes {size / 2**30:,.0f} GiB; this machine has {_memory_bytes() / 2**30:,.0f} GiB."
+        raise ConfigError(Problem(message, block.node.place, "build it under torch.device('meta') to look at it"))
 
 
 def _import(section: Node, allowed: Sequence[str]) -> None:
@@ -91,7 +126,7 @@ def _import(section: Node, allowed: Sequence[str]) -> None:
     for entry in section.value:
         try:
             importlib.import_module(entry.text)
-        except ImportError as error:
+        except (ImportError, ValueError, TypeError) as error:  # the last two for what is no module's name
             raise ConfigError(Problem(f"'{entry.text}' cannot be imported: {error}.", entry.place)) from error
 
 
@@ -156,7 +191,7 @@ class _Builder:
         """The module (or parameter, buffer) that a constructor expression describes."""
         match tree:
             case ast.IfExp():
-                chosen = tree.body if evaluate(expression, values, tree.test) else tree.orelse
+                chosen = tree.body if decide(expression, values, tree.test) else tree.orelse
                 return self.build(expression, chosen, values)
             case ast.BinOp(op=ast.RShift()):
                 return nn.Sequential(*self._chain(expression, tree, values))
@@ -188,11 +223,11 @@ class _Builder:
     def _construct(self, expression: Expression, tree: ast.Call, values: Mapping[str, Any]) -> Any:
         assert isinstance(tree.func, ast.Name)
         name = tree.func.id
-        self.budget.spend(expression.place(tree))
         if name in ("Param", "Buffer"):
             return self._tensor(expression, tree, values, is_buffer=name == "Buffer")
         inner = self.block.find_block(name)
         if inner is not None:
+            self.budget.spend(expression.place(tree), ())
             return self._block(expression, tree, inner, values)
         kind = find_type(name)
         if kind is None:
@@ -206,6 +241,7 @@ class _Builder:
                 raise ConfigError(Problem(f"'{name}' is not a block.", expression.place(keyword.value), hint))
             keywords[keyword.arg] = self._argument(expression, keyword.value, values)
         _check_signature(expression, tree, name, kind, arguments, keywords)
+        self.budget.spend(expression.place(tree), (*arguments, *keywords.values()))
         try:
             return kind(*arguments, **keywords)
         except Exception as error:
@@ -266,6 +302,7 @@ class _Builder:
             options[keyword.arg] = keyword.value
         arguments = [evaluate(expression, values, argument) for argument in tree.args]
         flag = bool(evaluate(expression, values, options[known[1]])) if known[1] in options else True
+        self.budget.spend(expression.place(tree), arguments if _are_sizes(arguments) else ())
         try:
             tensor, is_value = _tensor_of(arguments)
             if "init" in options and not is_value:
@@ -299,9 +336,13 @@ class _Builder:
             raise ConfigError(Problem(message, expression.place(tree))) from error
 
 
+def _are_sizes(arguments: list[Any]) -> bool:
+    return all(type(size) is int for size in arguments)
+
+
 def _tensor_of(arguments: list[Any]) -> tuple[torch.Tensor, bool]:
     """Zeros of the sizes given, or the one value given; and whether it is a value."""
-    if all(isinstance(size, int) and not isinstance(size, bool) for size in arguments):
+    if _are_sizes(arguments):
         return torch.zeros(arguments), False
     if len(arguments) == 1 and isinstance(arguments[0], torch.Tensor | list | float):
         return torch.as_tensor(arguments[0]), True
@@ -324,6 +365,13 @@ def _check_signature(
             hint = nearest(keyword.arg, parameters)
             raise ConfigError(Problem(f"'{name}' has no argument '{keyword.arg}'.", place, hint))
     try:
-        signature.bind(*arguments, **keywords)
+        bound = signature.bind(*arguments, **keywords)
+        counts = {argument: value for argument, value in bound.arguments.items() if argument.endswith("layers")}
+        if isinstance(kind, type) and issubclass(kind, nn.RNNBase):  # takes *args; the third is num_layers
+            counts["num_layers"] = keywords.get("num_layers", arguments[2] if len(arguments) > 2 else 1)
+        for argument, value in counts.items():
+            if isinstance(value, int) and value > MAX_REPEAT:
+                message = f"{argument} is {value}; at most {MAX_REPEAT} are built."
+                raise ConfigError(Problem(message, expression.place(tree)))
     except TypeError as error:
         raise ConfigError(Problem(f"{name}: {error}.", expression.place(tree), f"{name}{signature}")) from None

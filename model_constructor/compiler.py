@@ -7,8 +7,10 @@ tracebacks points there. It is what a person would have written; nothing is inte
 from __future__ import annotations
 
 import ast
+import itertools
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,7 +22,7 @@ from torch import nn
 
 from .block import Block, Input, Statement, Value, bind_params
 from .errors import ConfigError, Problem, nearest
-from .expressions import Expression, evaluate, is_plain
+from .expressions import Expression, decide, evaluate, is_plain
 from .graph import Graph, build_graph, is_build_time
 from .names import (
     ATTRIBUTES,
@@ -36,6 +38,7 @@ from .names import (
 from .source import remember_lines
 
 _MODULES: dict[str, Any] = {"torch": torch, "F": F, "math": math, "einops": einops}
+MAX_FUNCTIONS = 1000
 _classes: dict[tuple, type] = {}
 _functions: dict[tuple, Callable[..., Any]] = {}
 
@@ -64,7 +67,9 @@ class Compiled:
         if key not in _functions:
             module = ast.Module(body=[self.tree], type_ignores=[])
             scope = dict(self.scope)
-            exec(compile(module, self.file, "exec"), scope)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # `1 is None` is what its author wrote
+                exec(compile(module, self.file, "exec"), scope)
             _functions[key] = scope[self.tree.name]
         return _functions[key]
 
@@ -113,6 +118,7 @@ class _Lowering:
         function_name: str,
         is_method: bool,
         inside: tuple[Block, ...] = (),
+        made: Iterator[int] | None = None,
     ) -> None:
         self.graph = graph
         self.block = graph.block
@@ -121,6 +127,7 @@ class _Lowering:
         self.function_name = function_name
         self.is_method = is_method
         self.inside = (*inside, graph.block)
+        self.made = made or itertools.count(1)  # counts the functions made for blocks, on all levels
         self.locals = {*self.block.values(), "self"} - self.params.keys()
         self.scope: dict[str, Any] = {}
         self.helpers: dict[tuple, tuple[str, Compiled]] = {}
@@ -327,7 +334,9 @@ class _Lowering:
 
     def _conditional(self, tree: ast.IfExp, targets: tuple[str, ...]) -> ast.expr:
         if is_build_time(tree.test, self.block):
-            return self._expr(tree.body if self._evaluate(tree.test) else tree.orelse, targets)
+            assert self.expression is not None
+            taken = decide(self.expression, self.params, tree.test)
+            return self._expr(tree.body if taken else tree.orelse, targets)
         test = self._expr(tree.test)
         outer = self.statements
         branches = []
@@ -480,11 +489,13 @@ class _Lowering:
             if block in self.inside:
                 chain = " -> ".join(level.name for level in (*self.inside, block))
                 raise self._error(f"the block '{block.name}' contains itself: {chain}.", tree)
+            if next(self.made) > MAX_FUNCTIONS:
+                raise self._error(f"blocks without modules give more than {MAX_FUNCTIONS} functions here.", tree)
             name = block.name
             taken = {*(other for other, _ in self.helpers.values()), *self.locals, *_MODULES, *PLAIN_FUNCTIONS, "zip"}
             while name in taken:
                 name += "_"
-            compiled = _Lowering(graph, {}, name, is_method=False, inside=self.inside).compiled()
+            compiled = _Lowering(graph, {}, name, is_method=False, inside=self.inside, made=self.made).compiled()
             self.helpers[helper_key] = (name, compiled)
         name, compiled = self.helpers[helper_key]
         if compiled.needs_training:
@@ -539,34 +550,48 @@ class _Lowering:
 
     def _thread(self, tree: ast.Call, member: _Member, targets: tuple[str, ...]) -> ast.expr:
         """`h = first; for layer in layers: h = layer(h, ...)`"""
-        returns = self._returns(member.object, targets)
-        count = returns or 1
-        if len(tree.args) < count:
-            raise self._error(f"this list threads {count} values; the call gives {len(tree.args)}.", tree)
-        carried = self._carried(member.object, count, targets)
-        self._assign(carried, [self._expr(argument) for argument in tree.args[:count]], tree)
+        carried, returns = self._start(tree, member, targets)
         self._loop(tree, member, carried, returns, [])
-        return _load(carried[0]) if returns is None else ast.Tuple([_load(name) for name in carried], ast.Load())
+        return self._carried_value(carried, returns)
 
     def _scan(self, tree: ast.Call, member: _Member, targets: tuple[str, ...]) -> ast.expr:
         """As threading, and a list of every member's result."""
-        returns = self._returns(member.object, ())
+        carried, returns = self._start(tree, member, ())
+        results = targets[0] if len(targets) == 1 and targets[0] != "_" else self._fresh("results")
+        self._emit(ast.Assign([_store(results)], ast.List([], ast.Load())), tree)
+        append = ast.Attribute(_load(results), "append", ast.Load())
+        self._loop(
+            tree, member, carried, returns, [ast.Expr(ast.Call(append, [self._carried_value(carried, returns)], []))]
+        )
+        return _load(results)
+
+    def _start(self, tree: ast.Call, member: _Member, targets: tuple[str, ...]) -> tuple[list[str], int | None]:
+        """Bind what the first member is given; the names that are threaded, and how many a member returns."""
+        returns = self._returns(tree, member.object)
         count = returns or 1
         if len(tree.args) < count:
             raise self._error(f"this list threads {count} values; the call gives {len(tree.args)}.", tree)
-        carried = self._carried(member.object, count, ())
-        results = targets[0] if len(targets) == 1 and targets[0] != "_" else self._fresh("results")
+        self._check_members(tree, member.object)
+        carried = self._carried(member.object, count, targets)
         self._assign(carried, [self._expr(argument) for argument in tree.args[:count]], tree)
-        self._emit(ast.Assign([_store(results)], ast.List([], ast.Load())), tree)
-        result: ast.expr = _load(carried[0])
-        if returns is not None:
-            result = ast.Tuple([_load(name) for name in carried], ast.Load())
-        append = ast.Attribute(_load(results), "append", ast.Load())
-        self._loop(tree, member, carried, returns, [ast.Expr(ast.Call(append, [result], []))])
-        return _load(results)
+        return carried, returns
+
+    def _carried_value(self, carried: list[str], returns: int | None) -> ast.expr:
+        return _load(carried[0]) if returns is None else ast.Tuple([_load(name) for name in carried], ast.Load())
+
+    def _check_members(self, tree: ast.Call, members: nn.ModuleList) -> None:
+        """Whether each member can be called as the list is."""
+        for position, member in enumerate(members):
+            if type(member).forward is nn.Module.forward:
+                hint = "choose an entry by its number, or call the inner lists one by one"
+                raise self._error(f"member {position} of this list is a list or namespace itself.", tree, hint)
+        blocks = (getattr(member, "_block", None) for member in members)
+        for block in {id(block): block for block in blocks if isinstance(block, Block)}.values():
+            self._check_inputs(tree, block.name, tuple(block.inputs.items()), tree.keywords)
 
     def _map(self, tree: ast.Call, member: _Member, targets: tuple[str, ...]) -> ast.expr:
         """`[expert(x) for expert in experts]`"""
+        self._check_members(tree, member.object)
         loop_name, iterated, unpacked, arguments, keywords = self._each(tree, member, skip=0)
         call = ast.Call(_load(loop_name), arguments, keywords)
         target = ast.Tuple([_store(n) for n in unpacked], ast.Store()) if len(unpacked) > 1 else _store(unpacked[0])
@@ -619,10 +644,20 @@ class _Lowering:
             iterated = ast.Call(self._global("zip", zip), zipped, strict)
         return loop_name, iterated, unpacked, arguments, keywords
 
-    def _returns(self, members: nn.ModuleList, targets: tuple[str, ...]) -> int | None:
-        if len(members) == 0:
-            return len(targets) if len(targets) > 1 else None
-        return getattr(members[0], "_returns", None)
+    def _returns(self, tree: ast.Call, members: nn.ModuleList) -> int | None:
+        """How many values each member returns as a tuple."""
+        if len(members):
+            returned = {getattr(member, "_returns", None) for member in members}
+            if len(returned) > 1:
+                counts = " and ".join(sorted(f"{count or 1}" for count in returned))
+                raise self._error(f"the members of this list return {counts} values: it cannot be threaded.", tree)
+            return returned.pop()
+        value = self.block.modules.get(self._root(tree.func))  # no member to ask: the constructor says
+        match value.tree if isinstance(value, Expression) else None:
+            case ast.BinOp(op=ast.Mult(), left=ast.Call(func=ast.Name(id=name))):
+                block = self.block.find_block(name)
+                return _tuple_length(block.outputs) if block else None
+        return None
 
     def _input_names(self, members: nn.ModuleList) -> list[str]:
         return list(getattr(members[0], "inputs", ())) if len(members) else []

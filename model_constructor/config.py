@@ -78,7 +78,7 @@ def _overridden(tree: Node, override: str) -> Node:
     keys = name.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(Problem(f"'{override}': an override is written key.path=value.", Place("--set", 1, 1)))
-    value = read_text(" " * len(name + equals) + (text.strip() or "null"), "--set", [override])
+    value = read_text(" " * len(name + equals) + (text.strip() or "null"), "--set", override)
     return _with(tree, keys, value)
 
 

@@ -6,7 +6,9 @@ Also the evaluation of an expression at build time, over params: by walking the 
 from __future__ import annotations
 
 import ast
+import math
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from .source import Node
 MAX_DEPTH = 100  # of nested expressions
 MAX_POWER_BITS = 4096
 MAX_LIST = 1_000_000
+MAX_ELEMENTS = 2**30  # of a tensor made when the model is built
 
 _GRAMMAR: tuple[type[ast.AST], ...] = (
     ast.Expression, ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.keyword,
@@ -81,7 +84,9 @@ def parse(node: Node) -> Expression:
         raise ConfigError(Problem("an expression is needed here; nothing is written.", node.place))
     lead = len(text) - len(text.lstrip())
     try:
-        tree = ast.parse(text.lstrip().replace("\n", " "), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # Python's doubts about `1if x else y`
+            tree = ast.parse(text.lstrip().replace("\n", " "), mode="eval").body
     except SyntaxError as error:
         raise ConfigError(_syntax_problem(error, node, lead)) from None
     except (ValueError, RecursionError, MemoryError):
@@ -114,6 +119,16 @@ def is_plain(tree: ast.AST, plain_names: Callable[[str], bool]) -> bool:
 def evaluate(expression: Expression, values: Mapping[str, Any], tree: ast.expr | None = None) -> Any:
     """The value of an expression over params, at build time. Raises ConfigError at the part that fails."""
     return _Evaluator(expression, values).visit(tree or expression.tree)
+
+
+def decide(expression: Expression, values: Mapping[str, Any], test: ast.expr) -> bool:
+    """The outcome of a test on params. A string is no outcome: YAML's `off` is one here."""
+    outcome = evaluate(expression, values, test)
+    if isinstance(outcome, str):
+        message = f"a condition is true or false; this is the string '{outcome}'."
+        hint = "on, off, yes and no are strings here: write true or false"
+        raise ConfigError(Problem(message, expression.place(test), hint))
+    return bool(outcome)
 
 
 class _Evaluator:
@@ -151,7 +166,7 @@ class _Evaluator:
             case ast.Compare():
                 return self._compare(tree)
             case ast.IfExp():
-                return self.visit(tree.body if self.visit(tree.test) else tree.orelse)
+                return self.visit(tree.body if decide(self.expression, self.values, tree.test) else tree.orelse)
             case ast.Tuple():
                 return tuple(self.visit(entry) for entry in tree.elts)
             case ast.List():
@@ -188,11 +203,8 @@ class _Evaluator:
                 raise self.error("this power is too large.", tree)
         if isinstance(tree.op, ast.Mult):
             for sequence, times in ((left, right), (right, left)):
-                if (
-                    isinstance(sequence, str | list | tuple)
-                    and isinstance(times, int)
-                    and len(sequence) * times > MAX_LIST
-                ):
+                repeats = isinstance(sequence, str | list | tuple) and isinstance(times, int)
+                if repeats and _leaves(sequence, {}) * times > MAX_LIST:
                     raise self.error(f"this list would have more than {MAX_LIST} entries.", tree)
         if isinstance(tree.op, ast.Mod) and isinstance(left, str):
             raise self.error("'%' of a string is not part of an expression.", tree)
@@ -223,9 +235,21 @@ class _Evaluator:
                 raise self.error("'sum' adds numbers; lists are added with '+'.", tree)
             return PLAIN_FUNCTIONS[name][1](*arguments, **keywords)
         if name in torch_ops():
+            sizes = [size for size in (*arguments, *keywords.values()) if type(size) is int and size > 1]
+            if math.prod(sizes) > MAX_ELEMENTS:
+                raise self.error(f"this tensor would have more than {MAX_ELEMENTS} elements.", tree)
             return torch_ops()[name][1](*arguments, **keywords)
         known = [*PLAIN_FUNCTIONS, *torch_ops()]
         raise self.error(f"no function is called '{ast.unparse(tree.func)}'.", tree.func, nearest(name, known))
+
+
+def _leaves(value: Any, known: dict[int, int]) -> int:
+    """How many entries a list has when the lists in it are written out."""
+    if not isinstance(value, list | tuple):
+        return len(value) if isinstance(value, str) else 1
+    if id(value) not in known:
+        known[id(value)] = sum(_leaves(entry, known) for entry in value)
+    return known[id(value)]
 
 
 def _is_tensor(value: object) -> bool:

@@ -17,7 +17,7 @@ import networkx as nx
 
 from .block import Block, Statement, Value, expressions
 from .errors import ConfigError, Problem, nearest
-from .expressions import Expression, evaluate
+from .expressions import Expression, decide
 from .names import ATTRIBUTES, CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, find_type, torch_ops, type_names
 
 
@@ -76,7 +76,7 @@ class _Liveness:
 
     def _read(self, expression: Expression, tree: ast.AST) -> Iterator[str]:
         if isinstance(tree, ast.IfExp) and is_build_time(tree.test, self.block):
-            taken = tree.body if evaluate(expression, self.params, tree.test) else tree.orelse
+            taken = tree.body if decide(expression, self.params, tree.test) else tree.orelse
             yield from self._read(expression, taken)
         elif isinstance(tree, ast.Name):
             yield tree.id
@@ -214,6 +214,9 @@ class _Checker:
         callee = tree.func
         arguments = [*tree.args, *(keyword.value for keyword in tree.keywords)]
         for keyword in tree.keywords:
+            if keyword.arg in ("out", "inplace") and self._root(callee) not in self.block.modules:
+                hint = "ops change nothing that they are given"
+                yield Problem(f"{where}: '{keyword.arg}' is not part of the dialect.", expression.place(keyword), hint)
             if keyword.arg is None:
                 hint = "'**params' belongs into constructors"
                 yield Problem(f"{where}: '**' has no meaning in a call.", expression.place(keyword.value), hint)

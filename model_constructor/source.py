@@ -6,6 +6,7 @@ octal and sexagesimal numbers, calls cut at a comma or a colon, and documents th
 
 from __future__ import annotations
 
+import bisect
 import linecache
 import re
 import zlib
@@ -30,6 +31,7 @@ _INTEGER = re.compile(rf"[-+]?({_DIGITS}|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(rf"[-+]?({_DIGITS}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$")
 _OCTAL = re.compile(r"[-+]?0[0-9_]+$|[-+]?0o[0-7]+$")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?$")
+_LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # what YAML 1.1 takes for one
 _ESCAPE_LENGTHS = {"x": 4, "u": 6, "U": 10}  # of \\x20 and the like in double quotes; others have 2
 _WORDS: dict[str, Scalar] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
@@ -39,13 +41,22 @@ _WORDS: dict[str, Scalar] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
 class SourceFile:
     """The text of one file as it was when it was read; `name` is what messages call it."""
 
-    name: str
-    text: str
-    lines: list[str] = field(repr=False)
+    def __init__(self, name: str, text: str, shown: str | None = None) -> None:
+        """`shown` is what messages quote in place of `text`: a single line."""
+        self.name = name
+        self.text = text
+        ends = [match.end() for match in _LINE_END.finditer(text)]
+        self.starts = [0, *ends]  # offsets in the text
+        bounds = zip(self.starts, [*ends, len(text)], strict=True)
+        self.lines = [shown] if shown else [_LINE_END.sub("", text[start:end]) for start, end in bounds]
+
+    def position(self, offset: int) -> tuple[int, int]:
+        """The line and column of a character, counted from 0."""
+        line = bisect.bisect_right(self.starts, offset) - 1
+        return line, offset - self.starts[line]
 
     def place(self, line: int, column: int, length: int = 1) -> Place:
         """`line` and `column` count from 0, as YAML marks do."""
@@ -84,31 +95,20 @@ class Node:
         while raw.startswith("&", at):  # behind an anchor
             at += len(raw[at:end].split(None, 1)[0])
             at += len(raw[at:end]) - len(raw[at:end].lstrip())
-        line, line_start = raw.count("\n", 0, at), raw.rfind("\n", 0, at) + 1
         if self.style in ("|", ">"):  # the header line holds no content
-            at = line_start = raw.find("\n", at) + 1
-            line += 1
+            at = raw.find("\n", at) + 1
         elif self.style:
             at += 1
-        result: list[tuple[int, int]] = []
+        offsets: list[int] = []
         for character in self.text:
             while self.style == '"' and raw.startswith("\\\n", at):  # an escaped line end stands for nothing
                 at += 2 + len(raw[at + 2 : end]) - len(raw[at + 2 : end].lstrip(" \t"))
-                line, line_start = line + 1, raw.rfind("\n", 0, at) + 1
-            if self.style == '"' and raw.startswith("\\", at):
-                result.append((line, at - line_start))
-                at += _ESCAPE_LENGTHS.get(raw[at + 1], 2)
-                continue
-            while at < end and raw[at] != character and not (character.isspace() and raw[at].isspace()):
-                if raw[at] == "\n":
-                    line, line_start = line + 1, at + 1
+            escaped = self.style == '"' and raw.startswith("\\", at)
+            while not escaped and at < end and raw[at] != character and not (character.isspace() and raw[at].isspace()):
                 at += 1
-            result.append((line, at - line_start))
-            if at < end and raw[at] == "\n":
-                line, line_start = line + 1, at + 1
-            at += 1
-        result.append((line, at - line_start))
-        return result
+            offsets.append(at)
+            at += _ESCAPE_LENGTHS.get(raw[at + 1], 2) if escaped else 1
+        return [self.source.position(offset) for offset in (*offsets, at)]
 
 
 def read_file(path: str | Path) -> Node:
@@ -136,9 +136,9 @@ def read_file(path: str | Path) -> Node:
     return read_text(text, str(path))
 
 
-def read_text(text: str, name: str, lines: list[str] | None = None) -> Node:
-    """The tree of a YAML text; `name` stands for the file in messages, `lines` for what they quote if not `text`."""
-    source = SourceFile(name, text, lines or text.splitlines())
+def read_text(text: str, name: str, shown: str | None = None) -> Node:
+    """The tree of a YAML text; `name` stands for the file in messages, `shown` for what they quote if not `text`."""
+    source = SourceFile(name, text, shown)
     if not text.strip():
         raise ConfigError(Problem(f"{name}: the file is empty."))
     try:
@@ -170,7 +170,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: _Dumper, text: str) -> ScalarNode:
-    safe = _plain_value(text) == text and not _OCTAL.match(text) and not _SEXAGESIMAL.match(text)
+    safe = not _OCTAL.match(text) and not _SEXAGESIMAL.match(text) and _plain_value(text) == text
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if safe else '"')
 
 
@@ -191,7 +191,7 @@ def _check_depth(text: str, source: SourceFile) -> None:
 def remember_lines(source: SourceFile) -> str:
     """A file name under which tracebacks show `source` as it was read, even if the file has changed since."""
     name = source.name
-    lines = source.text.splitlines(keepends=True)
+    lines = [f"{line}\n" for line in source.lines]
     known = linecache.cache.get(name)
     if known is not None and (len(known) != 4 or known[2] != lines):
         name = f"{name}@{zlib.crc32(source.text.encode()):08x}"

@@ -1,0 +1,220 @@
+"""Names and edges: what is unknown, unused or cyclic is told; what these params do not use is not built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+HEAD = "inputs: {x: [B, 3]}\nmodules:\n  head: Linear(3, 3)\n"
+
+UNKNOWN = [  # (text; its first line is line 2, line, what the caret is under, part of what is said)
+    (HEAD + "outputs: hed(x)\n", 5, "hed", "did you mean 'head'?"),
+    (HEAD + "outputs: head(X)\n", 5, "X", "did you mean 'x'?"),
+    (HEAD + "outputs: sotfmax(head(x), -1)\n", 5, "sotfmax", "did you mean 'softmax'?"),
+    (HEAD + "outputs: head(x).flaten()\n", 5, "head(x).flaten", "did you mean 'flatten'?"),
+    (HEAD + "outputs: head(x).shap\n", 5, "head(x).shap", "did you mean 'shape'?"),
+    (HEAD + "outputs: head(x).mean\n", 5, "head(x).mean", "call it"),
+    (HEAD + "outputs: head(x).data\n", 5, "head(x).data", "data"),
+    (HEAD + "outputs: head(x).add_(1)\n", 5, "head(x).add_", "add"),
+    (HEAD + "outputs: head\n", 5, "head", "call it"),
+    (HEAD + "outputs: head(relu)\n", 5, "relu", "call it"),
+    (HEAD + "outputs: head.wieght * x\n", 5, "head.wieght", "did you mean 'weight'?"),
+    (HEAD + "outputs: head(x) + head.sub(x)\n", 5, "head.sub", "'sub'"),
+    (HEAD + "outputs: head[0](x)\n", 5, "head[0]", "'0'"),
+    (HEAD + "outputs: head(x)(x)\n", 5, "head(x)", "called"),
+    (HEAD + "outputs: x(head(x))\n", 5, "x", "called"),
+    (HEAD + "outputs: each(head(x))\n", 5, "each", "list"),
+    (HEAD + "outputs: head(x) and x\n", 5, "head(x) and x", "'&'"),
+    (HEAD + "outputs: head(x) if x else x\n", 5, "x", "tensor"),
+    (HEAD + "outputs: head(x) if x.sum() > 0 else x\n", 5, "x.sum() > 0", "tensor"),
+    (HEAD + "outputs: head(x) if flag else x\n", 5, "flag", "'flag'"),
+    (HEAD + "outputs: head(**x)\n", 5, "x", "'**'"),
+    (HEAD + "outputs: head(index)\n", 5, "index", "index"),
+    (HEAD + "outputs: head(self)\n", 5, "self", "'self'"),
+    (HEAD + "outputs: head(open)\n", 5, "open", "'open'"),
+    (HEAD + "outputs: head(x) + __import__('os')\n", 5, "__import__", "'__import__'"),
+    (HEAD.replace("Linear(3", "Linaer(3") + "outputs: head(x)\n", 4, "Linaer", "did you mean 'Linear'?"),
+    (HEAD.replace("Linear(3, 3)", "Linear(dim, 3)") + "outputs: head(x)\n", 4, "dim", "'dim'"),
+    (HEAD.replace("Linear(3, 3)", "Linear") + "outputs: head(x)\n", 4, "Linear", "Linear(...)"),
+    (HEAD.replace("Linear(3, 3)", "Linear(_, 3)") + "outputs: head(x)\n", 4, "_", "'_'"),
+    (HEAD.replace("Linear(3, 3)", "Linear(x, 3)") + "outputs: head(x)\n", 4, "x", "'x'"),
+    (HEAD.replace("Linear(3, 3)", "Linear(B, 3)") + "outputs: head(x)\n", 4, "B", "'B'"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "marked", "said"), UNKNOWN)
+def test_an_unknown_name_is_told_with_the_nearest(problems: Callable, text: str, line: int, marked: str, said: str):
+    problem = next(one for one in problems(text) if said in f"{one.message} {one.hint}")
+    place = problem.place
+    assert (place.line, place.text[place.column - 1 : place.column - 1 + place.length]) == (line, marked)
+
+
+def test_all_wrong_names_of_all_blocks_are_told_together_in_file_order(problems: Callable):
+    found = problems("""\
+        params: {dim: 3}
+        inputs: {x: [B, 3]}
+        blocks:
+          inner:
+            inputs: {y: any}
+            modules: {l: "Linear(dim, 3)"}
+            outputs: l(z)
+        modules:
+          head: Linaer(3, 3)
+        graph:
+          h: hed(x)
+          unused: x + 1
+        outputs: inner1(h)
+        """)
+    assert [problem.place.line for problem in found] == [7, 8, 10, 12, 13, 14]
+
+
+def test_an_inline_block_sees_neither_params_nor_modules_of_the_level_around_it(problems: Callable):
+    found = problems("""\
+        params: {dim: 3}
+        inputs: {x: [B, 3]}
+        blocks:
+          inner: {inputs: {y: any}, outputs: y * dim + norm(y)}
+        modules: {norm: LayerNorm(3)}
+        outputs: inner(x) + norm(x)
+        """)
+    assert any("'dim'" in problem.message for problem in found)
+
+
+def test_a_cycle_is_named(problems: Callable):
+    found = problems("inputs: {x: [B]}\ngraph:\n  a: b + x\n  b: c\n  c: a\noutputs: c\n")
+    assert len(found) == 1
+    assert "a -> b -> c -> a" in found[0].message or "a -> c -> b -> a" in found[0].message
+    assert found[0].place.line == 4
+
+
+def test_a_node_that_reads_itself_is_a_cycle(problems: Callable):
+    assert "a -> a" in problems("inputs: {x: [B]}\ngraph:\n  a: a + x\noutputs: a\n")[0].message
+
+
+def test_two_cycles_are_told_together(problems: Callable):
+    found = problems("inputs: {x: [B]}\ngraph:\n  a: b\n  b: a\n  c: d\n  d: c\noutputs: a + c\n")
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("inputs: {x: [B]}\ngraph:\n  a: x + 1\n  b: x\noutputs: b\n", "a"),
+        ("inputs: {x: [B]}\ngraph:\n  p, q: x.chunk(2)\n  b: x\noutputs: b\n", "p, q"),
+        ("inputs: {x: [B]}\nmodules:\n  m: ReLU()\noutputs: x\n", "m"),
+        ("inputs: {x: [B]}\nmodules:\n  m: Param(3)\noutputs: x\n", "m"),
+        ("inputs: {x: [B]}\nmodules:\n  m: {a: ReLU()}\noutputs: x\n", "m"),
+    ],
+)
+def test_what_nothing_uses_is_told(problems: Callable, text: str, name: str):
+    found = problems(text)
+    assert len(found) == 1
+    assert f"'{name}'" in found[0].message and found[0].place.line == 4
+
+
+def test_a_node_of_which_one_target_is_used_is_used(build: Callable):
+    model = build("inputs: {x: [B]}\ngraph:\n  p, _: x.chunk(2)\noutputs: p\n")
+    assert torch.equal(model(torch.arange(4)), torch.arange(2))
+
+
+def test_nodes_run_in_the_order_of_their_needs_however_they_are_written(build: Callable):
+    model = build("inputs: {x: [B]}\ngraph:\n  c: b * 2\n  b: a + 1\n  a: x - 3\noutputs: c\n")
+    assert torch.equal(model(torch.arange(4)), (torch.arange(4) - 2) * 2)
+
+
+def test_ties_run_in_file_order(build: Callable):
+    code = build("inputs: {x: [B]}\ngraph:\n  z: x + 1\n  y: x + 2\n  a: x + 3\noutputs: a + y + z\n").code
+    assert code.index("z =") < code.index("y =") < code.index("a =")
+
+
+# what these params use
+
+DEAD = """\
+params: {deep: true, width: 4}
+inputs: {x: [B, 4]}
+modules:
+  big: Linear(width, 7, bais=True) if width > 100 else Linear(width, width)
+  never: Conv2d(1, 2) if deep else ReLU()
+  first: Linear(4, 4)
+graph:
+  a: first(x)
+  b: never(a)
+outputs: "a if deep else b + big(x)"
+"""
+
+
+def test_what_only_a_dead_branch_uses_is_not_built_and_is_no_error(build: Callable):
+    model = build(DEAD)
+    assert list(model.state_dict()) == ["first.weight", "first.bias"]
+    assert "if" not in model.code and "never" not in model.code
+    other = build(DEAD, params={"deep": False})
+    assert {name.split(".")[0] for name in other.state_dict()} == {"first", "big"}
+    assert isinstance(other.never, torch.nn.ReLU)
+
+
+def test_a_dead_branch_is_still_checked_for_its_names(problems: Callable):
+    text = "params: {deep: true}\ninputs: {x: [B]}\noutputs: x if deep else unknown_name\n"
+    assert "'unknown_name'" in problems(text)[0].message
+
+
+@pytest.mark.parametrize(
+    ("test", "params", "taken"),
+    [
+        ("side == 'left'", {"side": "left"}, True),
+        ("side in ['up', 'down']", {"side": "left"}, False),
+        ("n > 1 and not n == 3", {"n": 2}, True),
+        ("hidden is None", {"hidden": None}, True),
+        ("len(sizes) == 2", {"sizes": [1, 2]}, True),
+        ("flag", {"flag": False}, False),
+        ("sizes[0] % 2 == 0 or flag", {"sizes": [1], "flag": False}, False),
+    ],
+)
+def test_a_test_on_params_is_decided_when_the_model_is_built(build: Callable, test: str, params: dict, taken: bool):
+    declared = "".join(f"  {name}: null\n" for name in params)
+    model = build(f'params:\n{declared}inputs: {{x: [B]}}\noutputs: "x + 1 if {test} else x - 1"\n', params=params)
+    assert " if " not in model.code
+    assert model(torch.zeros(1)).item() == (1 if taken else -1)
+
+
+def test_a_cycle_through_dead_branches_alone_is_none(build: Callable):
+    text = "params: {f: true}\ninputs: {x: [B]}\ngraph:\n  a: x if f else b\n  b: a if f else x\noutputs: b\n"
+    x = torch.ones(2)
+    assert torch.equal(build(text)(x), x)
+
+
+def test_modules_may_be_chosen_by_a_param(build: Callable):
+    text = """\
+        params: {side: left, depth: 2}
+        inputs: {x: [B, 3]}
+        modules:
+          towers: {left: "Linear(3, 3)", right: "Linear(3, 3)"}
+          heads: Linear(3, 3) * 3
+        outputs: heads[depth - 1](towers[side](x)) + towers.right.bias + heads[-1].weight.mean()
+        """
+    model, x = build(text, params={"side": "right"}), torch.randn(2, 3)
+    expected = model.heads[1](model.towers.right(x)) + model.towers.right.bias + model.heads[2].weight.mean()
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [({"side": "up"}, "'up'"), ({"depth": 9}, "[8]"), ({"depth": -5}, "[-6]"), ({"side": "lef"}, "'left'?")],
+)
+def test_a_choice_that_is_not_there_is_told(problems: Callable, params: dict, said: str):
+    text = """\
+        params: {side: left, depth: 2}
+        inputs: {x: [B, 3]}
+        modules:
+          towers: {left: "Linear(3, 3)", right: "Linear(3, 3)"}
+          heads: Linear(3, 3) * 3
+        outputs: heads[depth - 1](towers[side](x))
+        """
+    found = problems(text, params=params)[0]
+    assert said in f"{found.message} {found.hint}" and found.place.line == 7
+
+
+def test_a_module_cannot_be_chosen_by_a_tensor(problems: Callable):
+    found = problems("inputs: {x: [B, 3], i: [B]}\nmodules: {ls: ReLU() * 2}\noutputs: ls[i](x)\n")
+    assert "depends on the input" in found[0].message
