@@ -31,7 +31,7 @@ lint: $(VENV)/.dev
 	$(BIN)/pyrefly check
 
 clean-runs:
-	rm -rf runs
+	rm -rf runs/quickstart
 
 # Set-up. uv is used where pip can get it and where it can reach the packages; else pip itself, which then needs a C
 # compiler and kernel headers for the one package that overrides.txt leaves out.

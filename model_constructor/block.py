@@ -294,6 +294,10 @@ class _Reader:
             first.setdefault(name, place)
         for entry, place in block.module_places.items():
             self._check_entries(block.modules[entry], place)
+        for name, inner in block.blocks.items():
+            if not name.isidentifier() or keyword.iskeyword(name) or name in ("Param", "Buffer"):
+                place = inner.node.place
+                self.complain(f"'{name}' cannot name a block: it could not be called.", place, "choose another name")
         seen_optional = ""
         for name, declared in block.inputs.items():
             if declared.optional:

@@ -320,10 +320,17 @@ class _Checker:
             if not read & set(statement.targets):
                 hint = "read it somewhere, or remove it"
                 yield Problem(f"nothing uses the node '{statement.key}'.", statement.place, hint)
+        read_paths = {path for _, value in self._graph_values() for path in _paths(value)}
+        hint = "it would hold parameters that never train: call it, or remove it"
         for name, place in self.block.module_places.items():
-            if name not in read:
-                hint = "it would hold parameters that never train: call it, or remove it"
-                yield Problem(f"nothing uses the module '{name}'.", place, hint)
+            unused = [] if name in read else [(name,)]
+            if name in read and isinstance(self.block.modules[name], dict):
+                leaves = _leaves((name,), self.block.modules[name])
+                unused = [
+                    one for one in leaves if not any(one[: len(p)] == p or p[: len(one)] == one for p in read_paths)
+                ]
+            for path in unused:
+                yield Problem(f"nothing uses the module '{'.'.join(path)}'.", place, hint)
 
 
 def _cycles(dag: nx.DiGraph, block: Block) -> Iterator[Problem]:
@@ -335,6 +342,30 @@ def _cycles(dag: nx.DiGraph, block: Block) -> Iterator[Problem]:
         chain = " -> ".join([edges[0][0], *(edge[1] for edge in edges)])
         hint = "each node may only read nodes that do not need it"
         yield Problem(f"the nodes form a cycle: {chain}.", block.graph[first].place, hint)
+
+
+def _paths(value: Value) -> Iterator[tuple[str, ...]]:
+    """What dotted paths a value reads, each as far as it is written out: `a.b[i].c` is the path a.b."""
+    for expression in expressions(value):
+        inside = {id(part.value) for part in ast.walk(expression.tree) if isinstance(part, ast.Attribute)}
+        for part in ast.walk(expression.tree):
+            if id(part) in inside:
+                continue  # it goes on
+            names: list[str] = []
+            while isinstance(part, ast.Attribute):
+                names.insert(0, part.attr)
+                part = part.value
+            if isinstance(part, ast.Name):
+                yield (part.id, *names)
+
+
+def _leaves(path: tuple[str, ...], value: Value) -> Iterator[tuple[str, ...]]:
+    """The entries of a namespace, by their paths; any other module is its own leaf."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _leaves((*path, name), entry)
+    else:
+        yield path
 
 
 def _read_names(values: Iterable[Value]) -> set[str]:

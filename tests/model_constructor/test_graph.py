@@ -218,3 +218,33 @@ def test_a_choice_that_is_not_there_is_told(problems: Callable, params: dict, sa
 def test_a_module_cannot_be_chosen_by_a_tensor(problems: Callable):
     found = problems("inputs: {x: [B, 3], i: [B]}\nmodules: {ls: ReLU() * 2}\noutputs: ls[i](x)\n")
     assert "depends on the input" in found[0].message
+
+
+def test_an_entry_of_a_namespace_that_nothing_uses_is_an_error(problems: Callable):
+    found = problems("""\
+        inputs: {x: any}
+        modules:
+          towers: {left: "Linear(3, 3)", right: {up: "Linear(3, 3)", down: "Linear(3, 3)"}}
+        outputs: towers.right.up(x)
+        """)
+    assert [problem.message for problem in found] == [
+        "nothing uses the module 'towers.left'.",
+        "nothing uses the module 'towers.right.down'.",
+    ]
+
+
+@pytest.mark.parametrize("used", ["towers[side](x) + 1", "towers.left(x) @ towers.right.weight"])
+def test_a_parameter_or_a_choice_by_param_uses_an_entry_too(build: Callable, used: str):
+    build(f"""\
+        params: {{side: left}}
+        inputs: {{x: any}}
+        modules:
+          towers: {{left: "Linear(3, 3)", right: "Linear(3, 3)"}}
+        outputs: {used}
+        """)
+
+
+@pytest.mark.parametrize("name", ["my-block", "class", "Param"])
+def test_a_block_that_could_not_be_called_is_refused(problems: Callable, name: str):
+    found = problems(f"inputs: {{x: any}}\nblocks:\n  {name}: {{inputs: {{x: any}}, outputs: x}}\noutputs: x\n")
+    assert f"'{name}' cannot name a block" in found[0].message
