@@ -1,5 +1,6 @@
 """The README is run: its Python blocks, the code and messages it quotes, its table of keys, its commands' files."""
 
+import inspect
 import re
 import traceback
 import types
@@ -9,9 +10,26 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from experiment_training.components.dataloader import lerobot_data
 from model_constructor import ConfigError, build_model
 from trainer.config import ExperimentConfig
 from trainer.config.schemas import Registered, ValidationConfig
+from trainer.registry import (
+    DATASET_BUILDER_REGISTRY,
+    EVALUATION_BUILDER_REGISTRY,
+    LOSS_BUILDER_REGISTRY,
+    OPTIMIZER_BUILDER_REGISTRY,
+    TRAINER_REGISTRY,
+)
+from trainer.registry.plugins import load_shipped_plugins
+
+REGISTRIES = (
+    DATASET_BUILDER_REGISTRY,
+    EVALUATION_BUILDER_REGISTRY,
+    LOSS_BUILDER_REGISTRY,
+    OPTIMIZER_BUILDER_REGISTRY,
+    TRAINER_REGISTRY,
+)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -61,7 +79,9 @@ def test_the_quoted_error_and_traceback_are_real(tmp_path: Path, monkeypatch: py
 
 def test_the_table_of_keys_is_the_schema_with_its_defaults() -> None:
     rows = re.findall(
-        r"^\| (`.*?) \| (.*?) \|", README.split("### The train config")[1].split("\n## ")[0], re.MULTILINE
+        r"^\| (`.*?) \| (.*?) \|",
+        README.split("### The train config")[1].split("The components that ship")[0],
+        re.MULTILINE,
     )
     told = {key: default for keys, default in rows for key in re.findall(r"`([\w.<>]+)`", keys)}
     declared = dict(leaves(ExperimentConfig))
@@ -69,6 +89,24 @@ def test_the_table_of_keys_is_the_schema_with_its_defaults() -> None:
     for key, default in declared.items():
         if default is not None and default not in ({}, []) and "," not in told[key]:
             assert str(default).lower() in told[key].lower(), key
+
+
+def test_the_table_of_components_names_every_param_of_all_that_ship() -> None:
+    load_shipped_plugins()
+    rows = dict(re.findall(r"^\| `(\w+)`[^|]* \| (.*?) \|$", README, re.MULTILINE))
+    for registry in REGISTRIES:
+        shipped = [name for name in registry.keys() if registry.get(name).__module__.startswith("experiment_training.")]  # noqa: SIM118
+        for name in shipped:
+            if registry is DATASET_BUILDER_REGISTRY:
+                params = set(lerobot_data.PARAMS)
+            else:
+                params = set(inspect.signature(registry.get(name)).parameters) - {
+                    "models",
+                    "optimizers",
+                    "loss",
+                    "device",
+                }
+            assert params <= set(re.findall(r"`(\w+)`", rows[name])), name
 
 
 def leaves(section: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:

@@ -25,6 +25,7 @@ from trainer.data.sampler import UpdateSampler
 from trainer.modeling import build_components
 from trainer.registry import (
     DATASET_BUILDER_REGISTRY,
+    EVALUATION_BUILDER_REGISTRY,
     LOSS_BUILDER_REGISTRY,
     OPTIMIZER_BUILDER_REGISTRY,
     TRAINER_REGISTRY,
@@ -73,6 +74,8 @@ def build_run(config: RunConfig) -> Run:
     optimizers = build_optimizers(config, models, planned)
     loss = build_registered(config, LOSS_BUILDER_REGISTRY, train.loss, ("train", "loss")).build().to(device)
     trainer = build_trainer(config, models, optimizers, loss, device)
+    if train.evaluation is not None:  # not kept: what is wrong with it is told before the training, not after
+        build_registered(config, EVALUATION_BUILDER_REGISTRY, train.evaluation, ("train", "evaluation"))
     if isinstance(trainer, ComponentTrainer):
         trainer.configure_step(precision, train.accumulate, train.clip_grad_norm)
     seed_everything(config.experiment.run_seed)

@@ -11,10 +11,12 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +41,24 @@ class Checkpoint:
 
     def tensors(self, name: str) -> Any:
         """What `{name}.pt` holds, on the CPU; nothing but tensors and plain values is ever unpickled."""
-        return torch.load(self.path / f"{name}.pt", map_location="cpu", weights_only=True)
+        path = self.path / f"{name}.pt"
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            message = f"{path} holds something else than tensors and plain values (weights_only); nothing of it was run"
+            raise CheckpointError(message) from error
 
     def text(self, name: str) -> str:
         return (self.path / name).read_text(encoding="utf-8")
+
+
+@contextmanager
+def writing(run_dir: Path) -> Iterator[None]:
+    """A full disk, a missing permission or a file in the folder's place is one message."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"the run folder {run_dir} cannot be read and written: {error}") from error
 
 
 def write_checkpoint(
@@ -77,7 +93,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Read the manifest and check every file against it; CheckpointError says what is not as written."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files, step, components = manifest["files"], manifest["step"], manifest["components"]
+        files, step, components = dict(manifest["files"]), manifest["step"], list(manifest["components"])
+        expected_names = ["training_state.pt", *(f"{one}{end}" for one in components for end in (".pt", ".yaml"))]
+        if type(step) is not int or not set(expected_names) <= files.keys():
+            raise ValueError(f"it names no step, or not all of {', '.join(expected_names)}")
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a checkpoint: it has no {MANIFEST}") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -91,13 +110,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
-    """The valid checkpoint with the highest step, whatever `latest` says; invalid ones are passed over by name."""
+    """The valid checkpoint with the highest step, whatever `latest` says; invalid ones are passed over by name.
+
+    None where there is no checkpoint's folder; where there are some and none is valid, CheckpointError names them all.
+    """
     by_step = sorted(checkpoint_folders(run_dir), key=_written_step, reverse=True)  # the unreadable first: to be named
+    refused: list[str] = []
     for path in by_step:
         try:
-            return open_checkpoint(path)
+            found = open_checkpoint(path)
         except CheckpointError as error:
-            print(f"passed over: {error}", flush=True)
+            refused.append(str(error))
+            continue
+        for line in refused:
+            print(f"passed over: {line}", flush=True)
+        return found
+    if refused:
+        raise CheckpointError("\n  ".join([f"{run_dir} holds no valid checkpoint:", *refused]))
     return None
 
 

@@ -60,15 +60,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, help="short for --set episodes=N")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="name=value", dest="overrides")
     given = parser.parse_args(arguments)
-    params = {name: read_text(value, "--set").plain for name, _, value in (o.partition("=") for o in given.overrides)}
-    if given.episodes is not None:
-        params["episodes"] = given.episodes
     try:
+        params = dict(map(_override, given.overrides))
+        if given.episodes is not None:
+            params["episodes"] = given.episodes
         evaluate_run(given.run, params)
     except (ConfigError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _override(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(Problem(f"--set {text}: there is no '='", hint=f"such as --set {name}=10"))
+    return name, read_text(value, "--set", shown=text).plain
 
 
 def _check_params(evaluation: str, params: Mapping[str, Any]) -> None:

@@ -11,8 +11,10 @@ from types import FrameType
 
 import torch
 
+from model_constructor import ConfigError
+from model_constructor.errors import Problem
 from trainer.build import Run
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import Checkpoint, random_state, set_random_state
 from trainer.data.prefetch import DeviceBatches, build_loader
 from trainer.data.sampler import UpdateSampler
 from trainer.metrics import MetricsFile, ProgressBar, Stopwatch, draw_loss
@@ -75,6 +77,26 @@ def train_run(run: Run, progress: Progress) -> TrainResult:
             checkpoint = save(run, progress)
     draw_loss(run_dir, config.name)
     return TrainResult(run_dir, checkpoint.path, progress.step, metrics, received[0] if received else None)
+
+
+def try_one_batch(run: Run) -> None:
+    """One loss before anything is written: shapes that do not fit are a message, and leave no run folder behind."""
+    if not isinstance(run.trainer, ComponentTrainer):
+        return  # its only step is one that trains
+    data = run.config.experiment.data.model_copy(update={"num_workers": 0})
+    before = random_state()
+    try:
+        order = [list(range(min(data.batch_size, run.data.updates.size)))]
+        batch = next(iter(DeviceBatches(build_loader(run.data.dataset, order, data, run.device, 0), run.device)))
+        run.trainer.validation_step(run.data.normalizer.normalize(batch))
+    except Exception as error:  # whatever a model, a loss or a plugin raises
+        shapes = ", ".join(f"{key} {shape}" for key, shape in run.data.item_shapes.items() if shape)
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        message = f"the first batch does not go through the models and the loss: {why}"
+        hint = f"one sample holds {shapes}; compare the models' inputs and outputs"
+        raise ConfigError(Problem(message, run.config.place("train", "trainer"), hint)) from error
+    finally:
+        set_random_state(before)
 
 
 def is_over(run: Run, progress: Progress) -> bool:

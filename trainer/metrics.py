@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trainer.checkpoint import CheckpointError, writing
 from trainer.templates.trainer import Batch
 
 PLAIN_LINES = 10  # about how many progress lines a run prints where no terminal shows a bar,
@@ -55,17 +56,21 @@ class MetricsFile:
         """Lines after `keep_until_step` belong to updates that are done again; they are cut."""
         kept = [line for line in read_metrics(path) if line["step"] <= keep_until_step]
         beside = path.with_name(f".tmp-{path.name}")
-        beside.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-        os.replace(beside, path)
-        self._file = path.open("a")
+        self._path = path
+        with writing(path.parent):
+            beside.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+            os.replace(beside, path)
+            self._file = path.open("a")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(f"{json.dumps(line)}\n")
-        self._file.flush()
+        with writing(self._path.parent):
+            self._file.write(f"{json.dumps(line)}\n")
+            self._file.flush()
 
     def flush_to_disk(self) -> None:
         """Before each checkpoint: the lines up to its step are to outlive whatever it outlives."""
-        os.fsync(self._file.fileno())
+        with writing(self._path.parent):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -75,7 +80,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a metrics.jsonl; a last line that a killed run left unfinished is not one."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = []
+    for number, text in enumerate(path.read_text(errors="replace").splitlines(keepends=True), start=1):
+        if not text.endswith("\n"):
+            continue
+        try:
+            line = json.loads(text)
+            lines.append({**line, "step": int(line["step"])})
+        except (ValueError, TypeError, KeyError):
+            raise CheckpointError(f"{path}:{number} is not a line of metrics: {text.strip()[:60]}") from None
+    return lines
 
 
 class ProgressBar:
@@ -155,7 +169,8 @@ def draw_loss(run_dir: Path, title: str) -> Path | None:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     path = run_dir / "loss.png"
-    figure.savefig(path, dpi=120)
+    with writing(run_dir):
+        figure.savefig(path, dpi=120)
     return path
 
 

@@ -1,5 +1,6 @@
 """Policy: a run folder or a checkpoint -> an object that turns one raw observation into one action."""
 
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from model_constructor import ConfigError, build_model, load_config
-from trainer.build import build_normalizer, build_registered, build_trainer, pick_device
+from trainer.build import build_registered, build_trainer, pick_device
 from trainer.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, open_checkpoint
-from trainer.config import ExperimentConfig, RunConfig
+from trainer.config import RunConfig
 from trainer.config.checks import import_plugins
 from trainer.config.folders import Folders
-from trainer.data.normalization import Normalizer, load_stats, normalization_modes
+from trainer.config.loader import validated
+from trainer.data.normalization import KeyMode, Normalizer, read_stats
 from trainer.registry import LOSS_BUILDER_REGISTRY
 from trainer.templates import ComponentTrainer
 
@@ -61,6 +63,8 @@ class Policy:
         try:
             actions = self._trainer.predict(self._normalizer.normalize(batch), generator=self._generator)  # [1, T, A]
         except KeyError as error:
+            if error.args[:1] == () or error.args[0] not in self._shapes or error.args[0] in batch:
+                raise  # a fault of the trainer's own, not of the observation
             raise KeyError(
                 f"the policy reads {error}; the observation holds {', '.join(values) or 'none of its keys'}"
             ) from error
@@ -75,7 +79,12 @@ class Policy:
 
     def _read(self, key: str, value: np.ndarray) -> Tensor:
         shape = self._shapes[key][1:] if key in self._windowed else self._shapes[key]
-        tensor = torch.as_tensor(np.asarray(value), dtype=torch.float32)
+        try:
+            tensor = torch.as_tensor(np.asarray(value, dtype=np.float32))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"'{key}' is not an array of numbers: {value!r:.60}") from error
+        if not tensor.isfinite().all():
+            raise ValueError(f"'{key}' holds a number that is not finite: {tensor.tolist()}")
         if tensor.numel() != torch.Size(shape).numel():
             raise ValueError(f"'{key}' has shape {list(tensor.shape)}; the policy was trained with {shape}")
         return tensor.reshape(shape)
@@ -98,26 +107,27 @@ def load_policy(run_or_checkpoint: str | Path, device: torch.device | str | None
             f"trainer '{train.trainer.type}' has no `predict`: only a ComponentTrainer's run makes a policy"
         )
     state = checkpoint.tensors("training_state")
-    stats = load_stats(checkpoint.path.parent / "dataset_stats.json")
-    modes = normalization_modes(config.experiment.data.normalization, stats, config.source)
-    return Policy(trainer, build_normalizer(stats, modes).to(device), state["item_shapes"], seed)
+    if not {"statistics", "normalization", "item_shapes"} <= state.keys():
+        raise CheckpointError(f"{checkpoint.path} holds no statistics: its weights have no units without them")
+    modes = {key: KeyMode(**how) for key, how in state["normalization"].items()}
+    with warnings.catch_warnings(action="ignore"):  # training has told of near-constant dimensions
+        normalizer = Normalizer(read_stats(state["statistics"]), modes)
+    return Policy(trainer, normalizer.to(device), state["item_shapes"], seed)
 
 
 def open_run(run_or_checkpoint: str | Path) -> tuple[Checkpoint, RunConfig]:
     """The checkpoint, and the config that its run wrote; the model files that the config names are not needed."""
     path = Path(run_or_checkpoint).expanduser().resolve()  # `latest` becomes the checkpoint it points to
-    if (path / "config.yaml").is_file() and (path / "dataset_stats.json").is_file():
+    if (path / "config.yaml").is_file():
         checkpoint = newest_checkpoint(path)
     elif path.is_dir() and (path.parent / "config.yaml").is_file():
         checkpoint = open_checkpoint(path)
     else:
-        raise CheckpointError(
-            f"{path} is neither a run folder (with config.yaml and dataset_stats.json) nor a checkpoint in one"
-        )
+        raise CheckpointError(f"{path} is neither a run folder (with config.yaml) nor a checkpoint in one")
     if checkpoint is None:
         raise CheckpointError(f"{path} holds no valid checkpoint")
     source = load_config(checkpoint.path.parent / "config.yaml")
     problems, cause = import_plugins(source)
     if problems:
         raise ConfigError(problems) from cause
-    return checkpoint, RunConfig(ExperimentConfig.model_validate(source.data), source, Folders.of_file(source.path))
+    return checkpoint, RunConfig(validated(source), source, Folders.of_file(source.path))

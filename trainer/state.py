@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from model_constructor import ConfigError, dump, load_config
-from model_constructor.errors import Problem
+from model_constructor.errors import Place, Problem
 from trainer.build import Run
 from trainer.checkpoint import (
     Checkpoint,
@@ -28,13 +29,14 @@ from trainer.checkpoint import (
     remove_old,
     set_random_state,
     write_checkpoint,
+    writing,
 )
 from trainer.config import RunConfig
-from trainer.data.normalization import save_stats, write_stats_pickle
-from trainer.metrics import MetricWindow
+from trainer.data.normalization import fingerprint, plain_stats, save_stats, write_stats_pickle
+from trainer.metrics import MetricWindow, read_metrics
 from trainer.registry import OPTIMIZER_BUILDER_REGISTRY
 
-RUN_FILES = ("config.yaml", "metrics.jsonl")
+ENVIRONMENT = "environment.json"  # the first file of every run folder: what tells ours from any other
 PACKAGES = ("policy-constructor", "torch", "numpy", "lerobot", "schedulefree")
 
 
@@ -48,7 +50,26 @@ class Progress:
 def choose_start(config: RunConfig, resume: str) -> Checkpoint | None:
     """`none`: refuse a folder that holds a run. `auto`: its newest checkpoint, or a start. A path: that one."""
     run_dir = config.save_dir
-    holds_run = any((run_dir / name).exists() for name in RUN_FILES) or bool(checkpoint_folders(run_dir))
+    with at_save_dir(config):
+        if run_dir.exists() and any(run_dir.iterdir()) and not (run_dir / ENVIRONMENT).is_file():
+            raise CheckpointError(f"{run_dir} holds files that are not a run's (it has no {ENVIRONMENT})")
+        return _choose_start(config, resume)
+
+
+@contextmanager
+def at_save_dir(config: RunConfig) -> Iterator[None]:
+    """What is wrong with the run folder is told where the config speaks of it."""
+    try:
+        with writing(config.save_dir):
+            yield
+    except CheckpointError as error:
+        hint = "choose another train.save_dir, or see what became of this one"
+        raise ConfigError(Problem(str(error), config.place("train", "save_dir"), hint)) from error
+
+
+def _choose_start(config: RunConfig, resume: str) -> Checkpoint | None:
+    run_dir = config.save_dir
+    holds_run = bool(read_metrics(run_dir / "metrics.jsonl")) or bool(checkpoint_folders(run_dir))
     if resume == "auto":
         return newest_checkpoint(run_dir)
     if resume == "none":
@@ -107,6 +128,8 @@ def save(run: Run, progress: Progress) -> Checkpoint:
         "seconds": progress.seconds,
         "facts": _facts(run),
         "item_shapes": run.data.item_shapes,
+        "statistics": plain_stats(run.data.norm_stats),
+        "normalization": {key: asdict(how) for key, how in run.data.modes.items()},
         "window": progress.window.state_dict(),
         "random": random_state(),
         "loss": run.loss.state_dict(),
@@ -122,12 +145,13 @@ def save(run: Run, progress: Progress) -> Checkpoint:
 def open_run_folder(run: Run) -> Path:
     """The run-level files, written when all is built and the first update is next."""
     run_dir = run.config.save_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(run_dir)
-    (run_dir / "config.yaml").write_text(dump(run.config.data), encoding="utf-8")
-    (run_dir / "environment.json").write_text(json.dumps(_environment(run), indent=1), encoding="utf-8")
-    save_stats(run.data.norm_stats, run_dir / "dataset_stats.json")
-    write_stats_pickle(run.data.norm_stats, run_dir / "dataset_stats.pkl")
+    with at_save_dir(run.config):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(run_dir)
+        (run_dir / ENVIRONMENT).write_text(json.dumps(_environment(run), indent=1), encoding="utf-8")
+        (run_dir / "config.yaml").write_text(dump(run.config.data), encoding="utf-8")
+        save_stats(run.data.norm_stats, run_dir / "dataset_stats.json")  # for people; a policy reads its checkpoint's
+        write_stats_pickle(run.data.norm_stats, run_dir / "dataset_stats.pkl")
     return run_dir
 
 
@@ -143,10 +167,29 @@ def _load_optimizer(run: Run, name: str, state: dict[str, Any]) -> None:
 
 
 def _facts(run: Run) -> dict[str, int | str]:
-    """What may not change within a run: what the order of samples is a function of, and the kinds of optimizers."""
+    """What may not change within a run: the data, the order and units of its samples, the kinds of optimizers."""
     updates, optims = run.data.updates, run.config.experiment.model.component_optims
-    order = {"frames": updates.size, "frames per update": updates.batch_size, "seed": updates.seed}
-    return {**order, **{f"the optimizer of {name}": optims[name].type for name in run.optimizers}}
+    return {
+        "frames": updates.size,
+        "frames per update": updates.batch_size,
+        "seed": updates.seed,
+        "data of fingerprint": fingerprint(run.data.norm_stats),
+        **{f"the normalization of {key}": str(how) for key, how in run.data.modes.items()},
+        **{f"the optimizer of {name}": optims[name].type for name in run.optimizers},
+    }
+
+
+def _fact_place(config: RunConfig, fact: str) -> Place | None:
+    """Where the config decides a fact."""
+    keys = {"frames per update": ("data", "batch_size"), "seed": ("seed",)}
+    if fact == "seed" and config.experiment.train.seed is not None:
+        return config.place("train", "seed")
+    of = fact.rpartition(" of ")[2]
+    if fact.startswith("the optimizer"):
+        return config.place("model", "component_optims", of)
+    if fact.startswith("the normalization"):
+        return config.place("data", "normalization", of)
+    return config.place(*keys.get(fact, ("data", "datamodule")))
 
 
 def _fact_problems(run: Run, saved: Mapping[str, int | str]) -> Iterator[Problem]:
@@ -154,7 +197,8 @@ def _fact_problems(run: Run, saved: Mapping[str, int | str]) -> Iterator[Problem
     for name in sorted(saved.keys() | given.keys()):
         if saved.get(name) != given.get(name):
             message = f"the run was trained with {name} {saved.get(name)}, and is to continue with {given.get(name)}"
-            yield Problem(message, hint="restore it in the config, or start another train.save_dir")
+            hint = "restore it in the config, or start another train.save_dir"
+            yield Problem(message, _fact_place(run.config, name), hint)
 
 
 def _model_problems(run: Run, checkpoint: Checkpoint) -> Iterator[Problem]:
@@ -162,11 +206,12 @@ def _model_problems(run: Run, checkpoint: Checkpoint) -> Iterator[Problem]:
         message = (
             f"the run has the components {', '.join(checkpoint.components)}; the config has {', '.join(run.models)}"
         )
-        yield Problem(message, hint="start another save_dir")
+        yield Problem(message, run.config.place("model", "component_config_paths"), "start another save_dir")
     for name in checkpoint.components:
         if name in run.models and checkpoint.text(f"{name}.yaml") != _spec_text(run.models[name]):
             message = f"component '{name}' is not the model that {checkpoint.path} was saved from"
-            yield Problem(message, hint=f"compare {checkpoint.path / name}.yaml, or start another save_dir")
+            place = run.config.place("model", "component_config_paths", name)
+            yield Problem(message, place, f"compare {checkpoint.path / name}.yaml, or start another save_dir")
 
 
 def _spec_text(component: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from trainer.banner import banner, dry_run
 from trainer.build import build_run
 from trainer.config import load_run_config, written_overrides
-from trainer.loop import TrainResult, is_over, train_run
+from trainer.loop import TrainResult, is_over, train_run, try_one_batch
 from trainer.state import Progress, choose_start, restore
 
 
@@ -26,6 +26,7 @@ def run_training(config: str | Path | Mapping[str, Any], overrides: Sequence[str
     if start is not None and is_over(run, progress):
         print(f"{run_config.save_dir} is trained already: {progress.step} updates, {start.path}", flush=True)
         return TrainResult(run_config.save_dir, start.path, progress.step, {})
+    try_one_batch(run)
     print(banner(run, progress), flush=True)
     return train_run(run, progress)
 

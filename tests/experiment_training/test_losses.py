@@ -149,6 +149,7 @@ def test_a_solver_has_the_order_of_its_name(noise_at, solver, order):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
+        ({"time": 3}, "unknown time distribution 3"),
         ({"time": "uniforme"}, "unknown time distribution 'uniforme'"),
         ({"time": "beta(1)"}, "uniform, logit_normal or beta(a, b)"),
         ({"time": "beta(0, 1)"}, "unknown time distribution 'beta(0, 1)'"),

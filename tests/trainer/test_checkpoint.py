@@ -89,7 +89,7 @@ def test_the_newest_is_found_whatever_latest_says(tmp_path: Path, target: str | 
 
 def test_steps_are_compared_as_numbers_and_epochs_among_them(tmp_path: Path) -> None:
     write(tmp_path, 9)
-    write_checkpoint(tmp_path, "epoch_2", 1000, {}, {})
+    write_checkpoint(tmp_path, "epoch_2", 1000, {"training_state": {}}, {})
     write(tmp_path, 100)
     assert newest_checkpoint(tmp_path).path.name == "epoch_2"
 
@@ -101,6 +101,25 @@ def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"step": "a"}, {"files": []}, {"files": {}}, {"components": ["head", "arm"]}, {"components": None}],
+    ids=str,
+)
+def test_a_manifest_that_does_not_name_all_is_none(tmp_path: Path, changed: dict) -> None:
+    path = write(tmp_path, 20) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(CheckpointError, match=r"manifest.json cannot be read"):
+        open_checkpoint(path.parent)
+
+
+def test_where_none_is_valid_all_are_named(tmp_path: Path) -> None:
+    for step in (10, 20):
+        (write(tmp_path, step) / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no valid checkpoint:(.|\n)*step_[12]0 (.|\n)*step_[12]0 "):
+        newest_checkpoint(tmp_path)
+
+
 def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     class Hostile:
         def __reduce__(self):
@@ -108,7 +127,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
 
     path = write(tmp_path, 20)
     torch.save(Hostile(), path / "head.pt")
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
+    with pytest.raises(CheckpointError, match=r"head.pt .*weights_only"):
         checkpoints.Checkpoint(path, 20, ("head",)).tensors("head")
     assert not (tmp_path / "ran").exists()
 

@@ -113,6 +113,31 @@ def test_an_observation_of_another_shape_is_refused(run_dir: Path) -> None:
         load_policy(run_dir).select_action({"observation.state": np.zeros(2)})
 
 
+@pytest.mark.parametrize("value", [np.full(3, np.nan), np.array([0, np.inf, 0]), None, "here", ["a", "b", "c"]])
+def test_an_observation_that_is_no_number_is_refused(run_dir: Path, value: object) -> None:
+    with pytest.raises(ValueError, match=r"'observation.state' (holds a number that is not finite|is not an array)"):
+        load_policy(run_dir).select_action({"observation.state": value})
+
+
+def test_the_units_are_the_checkpoints_own(run_dir: Path) -> None:
+    expected = load_policy(run_dir).select_action(OBSERVATION)
+    (run_dir / "dataset_stats.json").write_text("{}")
+    (run_dir / "dataset_stats.pkl").unlink()
+    assert np.array_equal(load_policy(run_dir).select_action(OBSERVATION), expected)
+
+
+@pytest.mark.parametrize("override", ["episodes", "episodes=["])
+def test_an_override_that_cannot_be_read_is_a_message(run_dir: Path, override: str, capsys) -> None:
+    assert evaluate([str(run_dir), "--set", override]) == 2
+    assert "--set" in capsys.readouterr().err
+
+
+def test_a_runs_config_that_is_none_is_a_message(run_dir: Path, capsys: pytest.CaptureFixture) -> None:
+    (run_dir / "config.yaml").write_text("model: {}\n")
+    assert evaluate([str(run_dir)]) == 2
+    assert "'train' is missing" in capsys.readouterr().err
+
+
 def test_a_missing_key_is_named(run_dir: Path) -> None:
     with pytest.raises(KeyError, match=r"reads 'observation.state'"):
         load_policy(run_dir).select_action({"state": np.zeros(3)})
@@ -177,4 +202,4 @@ def test_a_wrong_evaluation_is_explained(run_dir: Path, config: Path, capsys: py
     assert evaluate([str(without)]) == 2
     assert "names no evaluation" in capsys.readouterr().err
     assert evaluate([str(config.parent)]) == 2
-    assert "neither a run folder" in capsys.readouterr().err
+    assert "holds no valid checkpoint" in capsys.readouterr().err

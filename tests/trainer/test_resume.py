@@ -31,7 +31,12 @@ def lines(run_dir: Path) -> list[dict]:
 @pytest.mark.parametrize(("stop", "workers"), [(1, 0), (4, 0), (4, 1), (5, 0), (10, 0), (11, 0)])
 def test_a_resumed_run_equals_an_uninterrupted_one(config: Path, project: Path, stop: int, workers: int) -> None:
     """Twelve updates of five an epoch, with dropout and noise; the metrics' window is cut at any place."""
-    common = {"data.num_workers": workers, "data.validation": {"episodes": [9]}, "train.save_every_steps": stop}
+    common = {
+        "data.num_workers": workers,
+        "data.validation": {"episodes": [9]},
+        "train.save_every_steps": stop,
+        "train.keep_last": 20,
+    }
     whole = train(config, {**common, "train.save_dir": "runs/whole"})
     train(config, {**common, "train.save_dir": "runs/parts"})
     for path in sorted((project / "runs/parts").glob("*_*/manifest.json")):
@@ -102,10 +107,56 @@ def test_auto_starts_where_there_is_nothing_to_continue(config: Path, project: P
 
 def test_auto_starts_anew_where_a_run_was_killed_before_its_first_checkpoint(config: Path, project: Path) -> None:
     (project / "runs/toy").mkdir(parents=True)
+    (project / "runs/toy/environment.json").write_text("{}")
     (project / "runs/toy/config.yaml").write_text("seed: 0\n")
     (project / "runs/toy/metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
     train(config, resume="auto")
     assert [line["step"] for line in lines(project / "runs/toy")] == [4, 8, 12]
+
+
+def no_checkpoint_is_valid(run_dir: Path) -> None:
+    for path in run_dir.glob("*/manifest.json"):
+        path.unlink()
+
+
+def files_of_another(run_dir: Path) -> None:
+    (run_dir / "environment.json").unlink()
+
+
+def a_line_that_is_none(run_dir: Path) -> None:
+    (run_dir / "metrics.jsonl").write_text("[1]\n")
+
+
+@pytest.mark.parametrize("resume", ["auto", "none"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (no_checkpoint_is_valid, "no valid checkpoint:(.|\n)*step_12 .*no manifest"),
+        (files_of_another, "holds files that are not a run's"),
+        (a_line_that_is_none, "metrics.jsonl:1 is not a line of metrics"),
+    ],
+)
+def test_a_damaged_run_folder_is_left_as_it_is(config: Path, project: Path, resume: str, damage, message: str) -> None:
+    damage(train(config).run_dir)
+    before = {path: path.stat().st_mtime_ns for path in (project / "runs").rglob("*")}
+    if resume == "none" and damage is no_checkpoint_is_valid:
+        message = "holds a run already"
+    with pytest.raises(ConfigError, match=message):
+        train(config, resume=resume)
+    assert {path: path.stat().st_mtime_ns for path in (project / "runs").rglob("*")} == before
+
+
+def test_a_run_that_ended_before_its_first_update_is_none_yet(config: Path, project: Path) -> None:
+    (project / "runs/toy").mkdir(parents=True)
+    for name in ("environment.json", "config.yaml"):
+        (project / "runs/toy" / name).write_text("{}")
+    assert train(config).step == 12
+
+
+def test_a_file_in_the_run_folders_place_is_one_message(config: Path, project: Path) -> None:
+    (project / "runs").write_text("mine")
+    with pytest.raises(ConfigError, match=r"run folder .* cannot be read and written"):
+        train(config)
 
 
 def test_a_finished_run_says_so(config: Path, capsys: pytest.CaptureFixture) -> None:
@@ -145,6 +196,7 @@ def test_a_path_behind_the_runs_newest_checkpoint_is_refused(config: Path, proje
         ({"train.accumulate": 2}, "frames per update 16, and is to continue with 32"),
         ({"data.datamodule.params.episodes": 9}, "frames 80, and is to continue with 72"),
         ({"model.component_optims.encoder": {"type": "toy_sgd"}}, "optimizer of encoder toy_adam, and is"),
+        ({"data.normalization": {"action": "min_max"}}, "normalization of action .*mean_std.* continue .*min_max"),
         ({"train.seed": 9}, "seed 3, and is to continue with 9"),
         ({"model.component_params": {"encoder": {"dim": 4}, "head": {"dim": 4}}}, "'encoder' is not the model"),
     ],
@@ -153,8 +205,9 @@ def test_a_path_behind_the_runs_newest_checkpoint_is_refused(config: Path, proje
 def test_what_would_be_another_run_is_refused(config: Path, project: Path, overrides: dict, message: str) -> None:
     train(config, {"train.max_steps": 5})
     before = {path: path.stat().st_mtime_ns for path in (project / "runs").rglob("*")}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as raised:
         train(config, overrides, resume="auto")
+    assert all(problem.place is not None for problem in raised.value.problems)
     assert {path: path.stat().st_mtime_ns for path in (project / "runs").rglob("*")} == before
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from model_constructor import ConfigError
+from model_constructor.errors import Problem
 from trainer.registry import (
     DATASET_BUILDER_REGISTRY,
     EVALUATION_BUILDER_REGISTRY,
@@ -153,6 +155,8 @@ class ToyPlainTrainer:
 @EVALUATION_BUILDER_REGISTRY.register("toy_evaluation")
 class ToyEvaluation:
     def __init__(self, episodes: int = 3) -> None:
+        if episodes < 1:
+            raise ConfigError(Problem(f"episodes is {episodes}", hint="a whole number from 1"))
         self.episodes = episodes
 
     def evaluate(self, policy, output_dir: Path | None) -> EvaluationResult:

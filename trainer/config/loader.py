@@ -71,13 +71,21 @@ def _validated(source: Any, folders: Folders) -> RunConfig:
     problems, cause = import_plugins(source)
     experiment: ExperimentConfig | None = None
     try:
-        experiment = ExperimentConfig.model_validate(source.data)
-    except ValidationError as error:
-        problems += [_problem(detail, source) for detail in error.errors()]
+        experiment = validated(source)
+    except ConfigError as error:
+        problems += error.problems
     problems += check_registered(source) + check_components(source, folders)
     if problems or experiment is None:
         raise ConfigError(problems) from cause
     return RunConfig(experiment, source, folders)
+
+
+def validated(source: Any) -> ExperimentConfig:
+    """The schema alone: what the config of a finished run is held to."""
+    try:
+        return ExperimentConfig.model_validate(source.data)
+    except ValidationError as error:
+        raise ConfigError([_problem(detail, source) for detail in error.errors()]) from None
 
 
 def _problem(detail: ErrorDetails, source: Any) -> Problem:

@@ -1,6 +1,6 @@
 """Schemas: what a train config may say. Unknown keys are refused everywhere; every key here has an effect.
 
-Paths stay text here: `RunConfig.find` and `RunConfig.save_dir` resolve them.
+Paths stay text here: `Folders.find` and `Folders.save_dir` resolve them.
 """
 
 from typing import Annotated, Any, Literal
@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]  # a component name: names files and module entries
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what every random stream takes
 
 
 class Section(BaseModel):
@@ -64,7 +66,7 @@ class TrainConfig(Section):
     epoch: PositiveInt | None = None
     max_steps: PositiveInt | None = None
     max_minutes: PositiveFloat | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Seed | None = None
     precision: Literal["fp32", "bf16"] | None = None
     accumulate: PositiveInt = 1
     clip_grad_norm: PositiveFloat | None = 1.0
@@ -90,7 +92,7 @@ class TrainConfig(Section):
 
 class ExperimentConfig(Section):
     plugins: list[str] = []
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     model: ModelConfig
     data: DataConfig
     train: TrainConfig

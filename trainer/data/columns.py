@@ -47,6 +47,16 @@ class Columns:
 
 def read_columns(root: Path) -> Columns:
     """Reads and checks the whole set; every way in which it can be broken ends here, in one ConfigError."""
+    try:
+        return _read(root)
+    except ConfigError:
+        raise
+    except Exception as error:  # damage has no end of forms, and pyarrow, torch and numpy a name for each
+        why = " ".join(f"{error}".split())[:160]
+        raise _broken(root, f"it cannot be read ({type(error).__name__}: {why})") from error
+
+
+def _read(root: Path) -> Columns:
     info = _read_info(root)
     files = _open_parquet(root, "data")
     frames = sum(file.metadata.num_rows for file in files)
@@ -167,6 +177,11 @@ def _read_info(root: Path) -> dict[str, Any]:
         )
     if not complete:
         raise _broken(root, "meta/info.json lacks one of fps, total_frames, total_episodes")
+    if type(info["fps"]) not in (int, float) or not 0 < info["fps"] < float("inf"):
+        raise _broken(root, f"meta/info.json says that its fps is {info['fps']!r}", "a number above 0")
+    for key, feature in features.items():
+        if lacking := {"dtype", "shape"} - feature.keys():
+            raise _broken(root, f"meta/info.json gives the feature '{key}' no {' and no '.join(sorted(lacking))}")
     if seen := [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]:
         raise ConfigError(
             Problem(

@@ -6,6 +6,7 @@ state dict. Statistics are `key -> {mean, std, min, max, q01, q99, count}`, floa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -143,15 +144,30 @@ def normalization_modes(
     return modes
 
 
+def plain_stats(stats: Stats) -> dict[str, dict[str, list[float]]]:
+    """Statistics as plain values: what a checkpoint holds."""
+    return {key: {name: np.asarray(value).tolist() for name, value in entry.items()} for key, entry in stats.items()}
+
+
+def read_stats(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+    return {key: {name: np.asarray(value) for name, value in entry.items()} for key, entry in plain.items()}
+
+
+def fingerprint(stats: Stats) -> str:
+    """Of the data behind the statistics. Extremes and counts alone: they are exact on every machine."""
+    exact = {
+        key: {name: entry[name] for name in ("min", "max", "count") if name in entry} for key, entry in stats.items()
+    }
+    return hashlib.sha256(json.dumps(plain_stats(exact), sort_keys=True).encode()).hexdigest()[:12]
+
+
 def save_stats(stats: Stats, path: Path) -> None:
     """Statistics -> JSON, exactly: a float64 is written with all the digits it needs."""
-    plain = {key: {name: np.asarray(value).tolist() for name, value in entry.items()} for key, entry in stats.items()}
-    _replace(path, json.dumps(plain, indent=1).encode())
+    _replace(path, json.dumps(plain_stats(stats), indent=1).encode())
 
 
 def load_stats(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    plain = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {key: {name: np.asarray(value) for name, value in entry.items()} for key, entry in plain.items()}
+    return read_stats(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def write_stats_pickle(stats: Stats, path: Path) -> None:

@@ -92,7 +92,7 @@ def time_sampler(name: str) -> TimeSampler:
         return lambda like, generator: torch.rand(like.shape, generator=generator, device=like.device)
     if name == "logit_normal":
         return lambda like, generator: torch.randn(like.shape, generator=generator, device=like.device).sigmoid()
-    if (match := re.fullmatch(rf"beta\({number},{number}\)", name)) and all(map(float, match.groups())):
+    if (match := re.fullmatch(rf"beta\({number},{number}\)", str(name))) and all(map(float, match.groups())):
         a, b = map(float, match.groups())
         return lambda like, generator: _beta(torch.full_like(like, a), torch.full_like(like, b), generator)
     raise ConfigError(

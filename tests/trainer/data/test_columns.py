@@ -149,6 +149,12 @@ def rewrite(pattern, edit):
     return change
 
 
+def overwrite_the_middle(root):
+    (path,) = root.glob("data/*/*.parquet")
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 2000 + content[2004:])
+
+
 def move_a_boundary(table):
     ends = table["dataset_to_index"].to_pylist()
     return table.set_column(
@@ -165,6 +171,11 @@ def move_a_boundary(table):
         (edit_info(codebase_version="v2.1"), "convert_dataset_v21_to_v30"),
         (edit_info(total_frames=30), "its files hold 29 frames, meta/info.json says 30"),
         (edit_info(total_episodes=4), "it has 5 episodes, meta/info.json says 4"),
+        (edit_info(fps=0), "its fps is 0"),
+        (edit_info(fps="x"), "its fps is 'x'"),
+        (edit_info(features={"action": {"shape": [4]}}), "gives the feature 'action' no dtype"),
+        (edit_info(features={"action": {"dtype": "float32", "shape": "wide"}}), "it cannot be read (TypeError"),
+        (overwrite_the_middle, "it cannot be read (OSError"),
         (edit_info(features={"camera": {"dtype": "video", "shape": [8, 8, 3]}}), "holds images or videos (camera)"),
         (edit_info(features={"extra": {"dtype": "float32", "shape": [2]}}), "no column 'extra'"),
         (edit_info(features={"action": {"dtype": "float32", "shape": [3]}}), "'action' does not hold 3 numbers"),
