@@ -23,6 +23,7 @@ def banner(run: Run, progress: Progress) -> str:
         f"{run.config.name}: {until}{clock}" + (f", continued at {progress.step:,}" if progress.step else ""),
         component_table(run),
         f"device {run.device}, {run.precision}   data {updates.size:,} frames"
+        + (f" of {run.data.task}" if run.data.task else "")
         + (f" (+ {run.data.held_out:,} held out)" if run.data.held_out else "")
         + f", {updates.updates_per_epoch:,} updates an epoch   effective batch {updates.batch_size}",
         f"run folder {run.config.save_dir}",

@@ -43,6 +43,7 @@ class RunData:
     normalizer: Normalizer
     item_shapes: dict[str, list[int]]  # shape of every tensor of one item: what a policy must gather
     updates: UpdateSampler
+    task: str  # what the data set says it shows; may be empty
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,15 @@ def build_data(config: RunConfig, device: torch.device) -> RunData:
     shapes = {key: list(value.shape) for key, value in item.items() if isinstance(value, Tensor | np.ndarray)}
     held_out = 0 if validation is None else len(validation)
     return RunData(
-        dataset, validation, held_out, stats, modes, build_normalizer(stats, modes).to(device), shapes, updates
+        dataset,
+        validation,
+        held_out,
+        stats,
+        modes,
+        build_normalizer(stats, modes).to(device),
+        shapes,
+        updates,
+        bundle.get("task_name", ""),
     )
 
 
@@ -148,6 +157,9 @@ def build_optimizers(config: RunConfig, models: nn.ModuleDict, planned: int | No
         with placed(config.place(*key)):
             factory = OPTIMIZER_BUILDER_REGISTRY.get(entry.type)(**params)
             optimizers[name] = factory.build(trainable)
+    if not optimizers:
+        message = "nothing trains: every component is frozen or has no parameters"
+        raise ConfigError(Problem(message, config.place("model", "component_build_args")))
     return optimizers
 
 

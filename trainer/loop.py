@@ -1,8 +1,10 @@
 """Loop: a built run -> a trained one. The one loop, top to bottom: batch, normalise, step, log, save."""
 
+import linecache
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from types import FrameType
 import torch
 
 from model_constructor import ConfigError
-from model_constructor.errors import Problem
+from model_constructor.errors import Place, Problem
 from trainer.build import Run
 from trainer.checkpoint import Checkpoint, random_state, set_random_state
 from trainer.data.prefetch import DeviceBatches, build_loader
@@ -94,9 +96,22 @@ def try_one_batch(run: Run) -> None:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         message = f"the first batch does not go through the models and the loss: {why}"
         hint = f"one sample holds {shapes}; compare the models' inputs and outputs"
-        raise ConfigError(Problem(message, run.config.place("train", "trainer"), hint)) from error
+        raise ConfigError(Problem(message, yaml_place(error) or run.config.place("train", "trainer"), hint)) from error
     finally:
         set_random_state(before)
+
+
+def yaml_place(error: BaseException) -> Place | None:
+    """The innermost line of a model file that an exception came through."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith((".yaml", ".yml"))
+    ]
+    if not frames:
+        return None
+    frame = frames[-1]
+    column, end = frame.colno or 0, frame.end_colno or 0
+    text = linecache.getline(frame.filename, frame.lineno or 0).rstrip()
+    return Place(frame.filename, frame.lineno or 0, column + 1, max(end - column, 1), text)
 
 
 def is_over(run: Run, progress: Progress) -> bool:

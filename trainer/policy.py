@@ -1,5 +1,6 @@
 """Policy: a run folder or a checkpoint -> an object that turns one raw observation into one action."""
 
+import json
 import warnings
 from collections import deque
 from pathlib import Path
@@ -115,6 +116,14 @@ def load_policy(run_or_checkpoint: str | Path, device: torch.device | str | None
     return Policy(trainer, normalizer.to(device), state["item_shapes"], seed)
 
 
+def config_folder(run_dir: Path) -> Path:
+    """Where the config of a run lay, and perhaps its plugins; the run folder itself if that is gone."""
+    try:
+        return Path(json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))["config_folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return run_dir
+
+
 def open_run(run_or_checkpoint: str | Path) -> tuple[Checkpoint, RunConfig]:
     """The checkpoint, and the config that its run wrote; the model files that the config names are not needed."""
     path = Path(run_or_checkpoint).expanduser().resolve()  # `latest` becomes the checkpoint it points to
@@ -127,7 +136,7 @@ def open_run(run_or_checkpoint: str | Path) -> tuple[Checkpoint, RunConfig]:
     if checkpoint is None:
         raise CheckpointError(f"{path} holds no valid checkpoint")
     source = load_config(checkpoint.path.parent / "config.yaml")
-    problems, cause = import_plugins(source)
+    problems, cause = import_plugins(source, config_folder(checkpoint.path.parent))
     if problems:
         raise ConfigError(problems) from cause
     return checkpoint, RunConfig(validated(source), source, Folders.of_file(source.path))

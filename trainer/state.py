@@ -242,6 +242,7 @@ def _environment(run: Run) -> dict[str, Any]:
         "run": run.config.name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
+        "config_folder": str(run.config.folders.config),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},

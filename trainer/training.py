@@ -33,4 +33,6 @@ def run_training(config: str | Path | Mapping[str, Any], overrides: Sequence[str
 
 def run_dry(config: str | Path, overrides: Sequence[str]) -> None:
     """Everything but the training: build, show, one step, nothing written."""
-    print(dry_run(build_run(load_run_config(config, overrides))), flush=True)
+    run = build_run(load_run_config(config, overrides))
+    try_one_batch(run)
+    print(dry_run(run), flush=True)

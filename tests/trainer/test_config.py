@@ -1,5 +1,6 @@
 """A train config that is wrong is explained, all at once and where it is wrong; and nothing is written."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from model_constructor import ConfigError
-from trainer import train
+from trainer import load_policy, train
 from trainer.config import load_run_config
 from trainer.config.schemas import ExperimentConfig
 
@@ -59,6 +60,13 @@ WRONG = [
     ),
     ("models/head.yaml", "models/haed.yaml", "there is no file 'models/haed.yaml'", "looked for it in"),
     ("model:", "model:\n  component_params: {encoder: {dmi: 4}}", "dmi", "did you mean 'dim'?"),
+    ("    encoder: encoder.yaml", "    training_state: encoder.yaml", "this name is taken by a checkpoint's files", ""),
+    (
+        "    encoder: encoder.yaml",
+        "    keys: encoder.yaml",
+        "this name is taken by a checkpoint's files or by torch",
+        "",
+    ),
     ("[toy_plugin]", "[toy_plugin, not_a_module]", "plugin 'not_a_module' cannot be imported", "importable"),
 ]
 
@@ -140,6 +148,37 @@ def test_a_plugin_that_fails_keeps_its_own_exception(
     with pytest.raises(ConfigError, match=r"ZeroDivisionError") as raised:
         load_run_config(config)
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+def test_a_plugin_may_lie_beside_the_config(config: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (config.parent / "beside_plugin.py").write_text(
+        "from trainer.registry import LOSS_BUILDER_REGISTRY\n"
+        "from toy_plugin import ToyLoss\n"
+        "@LOSS_BUILDER_REGISTRY.register('beside_loss')\n"
+        "class BesideLoss(ToyLoss): ...\n"
+    )
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if Path(entry) != config.parent])
+    broken(config, "[toy_plugin]", "[toy_plugin, beside_plugin]")
+    broken(config, "type: toy_loss", "type: beside_loss")
+    result = train(config)
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if Path(entry) != config.parent])
+    monkeypatch.delitem(sys.modules, "beside_plugin")
+    load_policy(result.run_dir)  # the run folder remembers where the plugin lay
+
+
+def test_a_run_in_which_nothing_trains_is_refused(config: Path, project: Path) -> None:
+    frozen = "model:\n  component_build_args: {encoder: {freeze: true}, head: {freeze: true}}"
+    broken(config, "model:", frozen)
+    with pytest.raises(ConfigError, match="nothing trains"):
+        train(config)
+    assert not (project / "runs").exists()
+
+
+def test_a_batch_that_does_not_fit_is_told_at_the_models_line(config: Path) -> None:
+    broken(config, "model:", "model:\n  component_params: {encoder: {state_dim: 7}}")
+    with pytest.raises(ConfigError, match="does not go through") as raised:
+        train(config)
+    assert raised.value.problems[0].place.file.endswith("encoder.yaml")
 
 
 @pytest.mark.parametrize("key", ["accumulate: 2", "clip_grad_norm: 2.0"])

@@ -4,7 +4,9 @@ They read the text itself, not the validated sections, so that everything wrong 
 """
 
 import inspect
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,9 +35,11 @@ GIVEN_TO_A_TRAINER = frozenset({"models", "optimizers", "loss", "device"})
 PER_COMPONENT = ("component_params", "component_build_args", "component_optims")
 
 
-def import_plugins(source: Any) -> tuple[list[Problem], BaseException | None]:
-    """The problems of the config's plugins, and the exception behind the last of them."""
+def import_plugins(source: Any, folder: Path) -> tuple[list[Problem], BaseException | None]:
+    """The problems of the config's plugins, which may lie in `folder`, and the exception behind the last of them."""
     load_shipped_plugins()
+    if source.data.get("plugins") and str(folder) not in sys.path:
+        sys.path.append(str(folder))  # last, so that it hides nothing
     problems: list[Problem] = []
     cause: BaseException | None = None
     names = source.data.get("plugins")

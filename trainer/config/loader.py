@@ -68,7 +68,7 @@ def _dump(value: Any, flow: bool = False) -> str:
 
 
 def _validated(source: Any, folders: Folders) -> RunConfig:
-    problems, cause = import_plugins(source)
+    problems, cause = import_plugins(source, folders.config)
     experiment: ExperimentConfig | None = None
     try:
         experiment = validated(source)

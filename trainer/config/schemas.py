@@ -5,9 +5,20 @@ Paths stay text here: `Folders.find` and `Folders.save_dir` resolve them.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from torch import nn
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]  # a component name: names files and module entries
+
+def component_name(name: str) -> str:
+    """A component's name names files of a checkpoint and an entry of the ModuleDict."""
+    if not name.isidentifier():
+        raise ValueError("a component's name is made of letters, digits and _")
+    if name == "training_state" or name.endswith(("_opt", "_ema")) or hasattr(nn.ModuleDict, name):
+        raise ValueError("this name is taken by a checkpoint's files or by torch; choose another")
+    return name
+
+
+Name = Annotated[str, AfterValidator(component_name)]
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what every random stream takes
 

@@ -26,6 +26,6 @@ def load_plugin(name: str, place: Place | None = None) -> None:
             Problem(
                 f"plugin '{name}' cannot be imported: {type(error).__name__}: {error}",
                 place,
-                "a plugin is an importable module: give its dotted path, and install it or put it on PYTHONPATH",
+                "a plugin is an importable module: installed, on PYTHONPATH, or a file beside the config",
             )
         ) from error

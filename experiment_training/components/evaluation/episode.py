@@ -62,8 +62,8 @@ def simulator() -> ModuleType:
             warnings.simplefilter("ignore")
             return importlib.import_module("metaworld")
     except ModuleNotFoundError as error:
-        error.add_note("Meta-World is an extra of this project: pip install 'policy-constructor[sim]'")
-        raise
+        hint = "it is an extra of this project: pip install 'policy-constructor[sim]'"
+        raise ConfigError(Problem(f"Meta-World cannot be imported: {error}.", hint=hint)) from error
     finally:
         if chosen is None:
             del os.environ["MUJOCO_GL"]
