@@ -144,8 +144,9 @@ class _Reader:
             block.imports = node.value.get("imports")
         if "outputs" not in node.value:
             self.complain(f"{what} needs the key 'outputs'.", node.place)
-        for key, place, entry in self._entries(node, "params"):
-            block.params[key] = self._param(entry, place, set(node.value["params"].plain))  # type: ignore[call-overload]
+        params = list(self._entries(node, "params"))
+        for key, place, entry in params:
+            block.params[key] = self._param(entry, place, {name for name, _, _ in params})
         for key, place, entry in self._entries(node, "inputs"):
             block.inputs[key] = self._input(key, entry, place, block)
         for key, place, entry in self._entries(node, "blocks"):

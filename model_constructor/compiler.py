@@ -277,7 +277,7 @@ class _Lowering:
                 return ast.Subscript(self._expr(tree.value), self._expr(tree.slice), ast.Load())
             case ast.Slice():
                 parts = (tree.lower, tree.upper, tree.step)
-                return ast.Slice(*(None if part is None else self._expr(part) for part in parts))  # type: ignore[return-value]
+                return ast.Slice(*(None if part is None else self._expr(part) for part in parts))
             case ast.BinOp():
                 return ast.BinOp(self._expr(tree.left), tree.op, self._expr(tree.right))
             case ast.UnaryOp():

@@ -259,10 +259,11 @@ def _is_tensor(value: object) -> bool:
 
 
 def _depth(tree: ast.expr) -> int:
-    deepest, level = 0, [tree]
+    deepest = 0
+    level: list[ast.AST] = [tree]
     while level:
         deepest += 1
-        level = [child for part in level for child in ast.iter_child_nodes(part)]  # type: ignore[misc]
+        level = [child for part in level for child in ast.iter_child_nodes(part)]
     return deepest
 
 

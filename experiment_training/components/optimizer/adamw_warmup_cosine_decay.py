@@ -48,7 +48,7 @@ class AdamWWarmupCosineDecay:
             (
                 0 <= warmup_steps <= total_steps,
                 f"warmup_steps is {warmup_steps}, total_steps is {total_steps}",
-                "the warm-up is part of the run: 0 <= warmup_steps <= total_steps",
+                "total_steps is the number of updates of the run unless given: lower warmup_steps, or train longer",
             ),
             (isinstance(betas, Sequence) and len(betas) == 2, f"betas are {betas}", "two numbers"),
         )
