@@ -120,6 +120,13 @@ def expressions(value: Value) -> Iterator[Expression]:
             yield from expressions(entry)
 
 
+def tuple_length(outputs: Value | None) -> int | None:
+    """How many values a block returns as a tuple; None for a single value or a dict."""
+    if isinstance(outputs, Expression):
+        return len(outputs.tree.elts) if isinstance(outputs.tree, ast.Tuple) else None
+    return len(outputs) if isinstance(outputs, list) else None
+
+
 class _Reader:
     def __init__(self) -> None:
         self.problems: list[Problem] = []

@@ -21,6 +21,7 @@ from .compiler import compile_class
 from .errors import ConfigError, Place, Problem, nearest
 from .expressions import Expression, decide, evaluate
 from .graph import build_graph, check_names
+from .lowering import lower
 from .model import GraphModel, Member, Namespace, add_members
 from .names import find_type, initialisers
 from .source import Node, dump, read_file, read_text
@@ -144,7 +145,7 @@ def _instantiate(block: Block, params: dict[str, Any], inside: tuple[Block, ...]
     if problems:
         raise ConfigError(problems)
     objects = {name: member.tensor if isinstance(member, Member) else member for name, member in members.items()}
-    return compile_class(graph, objects, GraphModel)(block, params, members)
+    return compile_class(block, lower(graph, objects), GraphModel)(block, params, members)
 
 
 class _Builder:

@@ -11,14 +11,15 @@ import ast
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from .block import Block, Statement, Value, expressions
 from .errors import ConfigError, Problem, nearest
 from .expressions import Expression, decide
 from .names import ATTRIBUTES, CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, find_type, torch_ops, type_names
+
+if TYPE_CHECKING:  # imported where it is used: it takes longer to import than all of this package
+    import networkx as nx
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +35,8 @@ class Graph:
 
 def build_graph(block: Block, params: Mapping[str, Any]) -> Graph:
     """The live part of a checked block under these params. Raises ConfigError for a cycle."""
+    import networkx as nx
+
     live = _Liveness(block, params)
     producers = {target: s for s in block.graph.values() for target in s.targets if target != "_"}
     dag: nx.DiGraph = nx.DiGraph()
@@ -293,6 +296,8 @@ class _Checker:
 
     def _certain_dag(self) -> nx.DiGraph:
         """Who reads whom under any params: without the branches that a test on params decides."""
+        import networkx as nx
+
         producers = {target: s for s in self.block.graph.values() for target in s.targets if target != "_"}
         dag: nx.DiGraph = nx.DiGraph()
         for statement in self.block.graph.values():
@@ -334,6 +339,8 @@ class _Checker:
 
 
 def _cycles(dag: nx.DiGraph, block: Block) -> Iterator[Problem]:
+    import networkx as nx
+
     for component in nx.strongly_connected_components(dag):
         first = min(component, key=list(block.graph).index)
         if len(component) == 1 and not dag.has_edge(first, first):
