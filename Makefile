@@ -47,7 +47,7 @@ $(VENV)/.train: pyproject.toml constraints.txt overrides.txt | $(BIN)/python
 	$(call install,train$(comma)sim)
 
 $(VENV)/.dev: pyproject.toml constraints.txt overrides.txt | $(BIN)/python
-	$(call install,train$(comma)sim$(comma)dev)
+	$(call install,train$(comma)sim$(comma)hf$(comma)dev)
 
 comma := ,
 
