@@ -1,0 +1,337 @@
+"""Construct: the constructor expressions of a block, over the values of its params -> modules and parameters."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .block import Block, Value, bind_params
+from .errors import ConfigError, Place, Problem, nearest
+from .expressions import Expression, decide, evaluate
+from .graph import Graph, build_graph
+from .model import Member, Namespace, add_members
+from .names import find_type, initialisers
+
+MAX_REPEAT = 10_000
+MAX_MODULES = 100_000
+
+Sizes = dict[tuple[str, ast.AST], int]  # of each `_`: the path of the module it is written in, and where
+
+
+class Deferred(nn.Module):
+    """Stands for a module until the size that `_` asks for is known."""
+
+    def __init__(
+        self, constructor: Constructor, expression: Expression, tree: ast.Call, values: Mapping[str, Any], path: str
+    ) -> None:
+        super().__init__()
+        self.constructor, self.expression, self.tree, self.values, self.path = (
+            constructor, expression, tree, values, path
+        )  # fmt: skip
+
+    def build(self, sizes: Mapping[ast.AST, int]) -> nn.Module:
+        """The module, with a size for each blank."""
+        construction = self.constructor.construction
+        construction.sizes.update({(self.path, blank): size for blank, size in sizes.items()})
+        return self.constructor.module(self.expression, self.tree, self.values, self.path)
+
+
+@dataclass(slots=True)
+class Construction:
+    """One walk over all the blocks of a model. `finish` makes a module of a block whose members are built."""
+
+    finish: Callable[[Graph, dict[str, nn.Module | Member], str], nn.Module]
+    sizes: Sizes = field(default_factory=dict)
+    defers: bool = False  # whether what waits for a size is Deferred, or an error
+    modules: int = 0
+    graphs: dict[tuple[Block, str], Graph] = field(default_factory=dict)
+
+    def block(self, block: Block, params: dict[str, Any], path: str = "", inside: tuple[Block, ...] = ()) -> nn.Module:
+        """The module of one use of a block. Raises ConfigError with all that is wrong with its constructors."""
+        key = (block, repr(params))
+        if key not in self.graphs:
+            self.graphs[key] = build_graph(block, params)
+        graph = self.graphs[key]
+        constructor = Constructor(self, block, params, (*inside, block))
+        members: dict[str, nn.Module | Member] = {}
+        problems: list[Problem] = []
+        for name, value in block.modules.items():
+            if name in graph.modules:
+                try:
+                    members[name] = constructor.member(value, f"{path}.{name}" if path else name)
+                except ConfigError as error:
+                    problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+        return self.finish(graph, members, path)
+
+    def count(self, place: Place) -> None:
+        """A small file cannot ask for unbounded work."""
+        self.modules += 1
+        if self.modules > MAX_MODULES:
+            raise ConfigError(Problem(f"the model has more than {MAX_MODULES} modules.", place))
+
+
+class Constructor:
+    """Builds the members of one use of a block. `path` is where a module will stand in the whole model."""
+
+    def __init__(
+        self, construction: Construction, block: Block, params: Mapping[str, Any], inside: tuple[Block, ...]
+    ) -> None:
+        self.construction = construction
+        self.block = block
+        self.params = params
+        self.inside = inside
+
+    def member(self, value: Value, path: str) -> nn.Module | Member:
+        """An entry of `modules`: of a constructor, a list or a namespace."""
+        if isinstance(value, Expression):
+            built = self.build(value, value.tree, self.params, path)
+            return built if isinstance(built, Member) else self._checked(value, value.tree, built)
+        if isinstance(value, list):
+            return nn.ModuleList([self._list_entry(entry, f"{path}.{i}") for i, entry in enumerate(value)])
+        namespace = Namespace()
+        add_members(namespace, {name: self.member(entry, f"{path}.{name}") for name, entry in value.items()})
+        return namespace
+
+    def _list_entry(self, value: Value, path: str) -> nn.Module:
+        if isinstance(value, Expression):
+            return self.module(value, value.tree, self.params, path)
+        entry = self.member(value, path)
+        assert isinstance(entry, nn.Module)
+        return entry
+
+    def module(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any], path: str) -> nn.Module:
+        """What a constructor expression builds, where it has to be a module."""
+        return self._checked(expression, tree, self.build(expression, tree, values, path))
+
+    def _checked(self, expression: Expression, tree: ast.expr, built: Any) -> nn.Module:
+        if isinstance(built, Member):
+            hint = "a Param or Buffer is an entry of 'modules' or of a namespace, with a name of its own"
+            raise ConfigError(Problem("a parameter is not a module.", expression.place(tree), hint))
+        if not isinstance(built, nn.Module):
+            message = f"this builds no module but {type(built).__name__}."
+            raise ConfigError(Problem(message, expression.place(tree)))
+        return built
+
+    def build(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any], path: str) -> Any:
+        """The module (or parameter, buffer) that a constructor expression describes."""
+        match tree:
+            case ast.IfExp():
+                chosen = tree.body if decide(expression, values, tree.test) else tree.orelse
+                return self.build(expression, chosen, values, path)
+            case ast.BinOp(op=ast.RShift()):
+                links = self._links(expression, tree)
+                return nn.Sequential(
+                    *(self._link(expression, link, values, f"{path}.{i}") for i, link in enumerate(links))
+                )
+            case ast.BinOp(op=ast.Mult()):
+                return self._repeat(expression, tree, values, path)
+            case ast.List():
+                entries = enumerate(tree.elts)
+                return nn.ModuleList([self.module(expression, e, values, f"{path}.{i}") for i, e in entries])
+            case ast.Call(func=ast.Name()):
+                return self._construct(expression, tree, values, path)
+        hint = "write Type(...), a chain A() >> B(), or a list Type(...) * n"
+        raise ConfigError(Problem("a module is built by a constructor.", expression.place(tree), hint))
+
+    def _links(self, expression: Expression, tree: ast.expr) -> list[ast.expr]:
+        if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.RShift):
+            return [*self._links(expression, tree.left), *self._links(expression, tree.right)]
+        return [tree]
+
+    def _link(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any], path: str) -> nn.Module:
+        module = self.module(expression, tree, values, path)
+        if isinstance(module, nn.ModuleList):
+            hint = "name the list on its own under 'modules' and call it in the graph"
+            raise ConfigError(Problem("a list cannot be a link of a chain.", expression.place(tree), hint))
+        return module
+
+    def _repeat(self, expression: Expression, tree: ast.BinOp, values: Mapping[str, Any], path: str) -> nn.ModuleList:
+        count = evaluate(expression, values, tree.right)
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_REPEAT:
+            message = f"a repeat count is an integer from 0 to {MAX_REPEAT}; this is {count!r}."
+            raise ConfigError(Problem(message, expression.place(tree.right)))
+        members = ({**values, "index": i} for i in range(count))
+        return nn.ModuleList([self.module(expression, tree.left, m, f"{path}.{i}") for i, m in enumerate(members)])
+
+    def _construct(self, expression: Expression, tree: ast.Call, values: Mapping[str, Any], path: str) -> Any:
+        assert isinstance(tree.func, ast.Name)
+        blanks = [blank for blank in _blanks(tree) if (path, blank) not in self.construction.sizes]
+        if blanks and self.construction.defers:
+            return Deferred(self, expression, tree, values, path)
+        if blanks:
+            hint = "it is called where the shape of its argument is not known: write the size"
+            raise ConfigError([Problem("'_' cannot be inferred.", expression.place(b), hint) for b in blanks])
+        name = tree.func.id
+        if name in ("Param", "Buffer"):
+            return self._tensor(expression, tree, values, is_buffer=name == "Buffer")
+        inner = self.block.find_block(name)
+        if inner is not None:
+            self.construction.count(expression.place(tree))
+            return self._block(expression, tree, inner, values, path)
+        kind = find_type(name)
+        if kind is None:
+            hint = "write Type(...), a chain A() >> B(), or a list Type(...) * n"
+            raise ConfigError(Problem(f"'{name}' builds no module.", expression.place(tree), hint))
+        arguments = [self._argument(expression, argument, values, path) for argument in tree.args]
+        keywords: dict[str, Any] = {}
+        for keyword in tree.keywords:
+            if keyword.arg is None:
+                hint = "'**params' passes params to a block; to a type, write each argument out"
+                raise ConfigError(Problem(f"'{name}' is not a block.", expression.place(keyword.value), hint))
+            keywords[keyword.arg] = self._argument(expression, keyword.value, values, path)
+        _check_signature(expression, tree, name, kind, arguments, keywords)
+        self.construction.count(expression.place(tree))
+        try:
+            return kind(*arguments, **keywords)
+        except Exception as error:
+            message = f"{name} cannot be built: {type(error).__name__}: {error}"
+            raise ConfigError(Problem(message, expression.place(tree))) from error
+
+    def _argument(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any], path: str) -> Any:
+        if is_blank(tree):
+            return self.construction.sizes[path, tree]
+        if self._is_constructor(tree):
+            return self.build(expression, tree, values, f"{path}.{tree.lineno}.{tree.col_offset}")
+        return evaluate(expression, values, tree)
+
+    def _is_constructor(self, tree: ast.expr) -> bool:
+        match tree:
+            case ast.Call(func=ast.Name(id=name)):
+                return bool(self.block.find_block(name) or find_type(name))
+            case ast.BinOp(op=ast.RShift()):
+                return True
+            case ast.BinOp(op=ast.Mult()):
+                return self._is_constructor(tree.left)
+            case ast.IfExp():
+                return self._is_constructor(tree.body) or self._is_constructor(tree.orelse)
+            case ast.List(elts=[first, *_]):
+                return self._is_constructor(first)
+        return False
+
+    def _block(
+        self, expression: Expression, tree: ast.Call, inner: Block, values: Mapping[str, Any], path: str
+    ) -> nn.Module:
+        place = expression.place(tree)
+        if tree.args:
+            hint = f"its params: {', '.join(inner.params) or 'none'}"
+            raise ConfigError(Problem(f"the params of '{inner.name}' are given by keyword.", place, hint))
+        if inner in self.inside:
+            chain = " -> ".join(block.name for block in (*self.inside, inner))
+            raise ConfigError(Problem(f"the block '{inner.name}' contains itself: {chain}.", place))
+        given: dict[str, Any] = {}
+        places: dict[str, Place | None] = {"": place}
+        for keyword in tree.keywords:
+            if keyword.arg is not None:
+                given[keyword.arg] = self._argument(expression, keyword.value, values, path)
+                places[keyword.arg] = expression.place(keyword.value)
+            elif not isinstance(keyword.value, ast.Name) or keyword.value.id != "params":
+                hint = "'**params' passes every param of this block that the other declares too"
+                raise ConfigError(Problem("only '**params' can follow '**'.", expression.place(keyword.value), hint))
+        if any(keyword.arg is None for keyword in tree.keywords):
+            given = {**{name: self.params[name] for name in self.params if name in inner.params}, **given}
+        return self.construction.block(inner, bind_params(inner, given, places), path, self.inside)
+
+    def _tensor(self, expression: Expression, tree: ast.Call, values: Mapping[str, Any], is_buffer: bool) -> Member:
+        """Param(...) or Buffer(...): sizes filled by `init`, or one value."""
+        name = "Buffer" if is_buffer else "Param"
+        known = ("init", "persistent") if is_buffer else ("init", "requires_grad")
+        options: dict[str | None, ast.expr] = {}
+        for keyword in tree.keywords:
+            if keyword.arg not in known:
+                place = expression.place(keyword.value)
+                raise ConfigError(
+                    Problem(f"'{name}' has no argument '{keyword.arg}'.", place, nearest(keyword.arg, known))
+                )
+            options[keyword.arg] = keyword.value
+        arguments = [evaluate(expression, values, argument) for argument in tree.args]
+        flag = bool(evaluate(expression, values, options[known[1]])) if known[1] in options else True
+        self.construction.count(expression.place(tree))
+        try:
+            tensor, is_value = _tensor_of(arguments)
+            if "init" in options and not is_value:
+                self._fill(expression, tensor, options["init"], values)
+            if is_buffer:
+                return Member(tensor, is_buffer=True, persistent=flag)
+            if is_value and not tensor.is_floating_point() and isinstance(arguments[0], list):
+                tensor = tensor.float()  # a list of whole numbers is as good as one of 1.0, 2.0
+            if "init" in options and is_value:
+                message = f"'{name}' has a value already; 'init' fills sizes."
+                raise ConfigError(Problem(message, expression.place(options["init"])))
+            return Member(nn.Parameter(tensor, requires_grad=flag))
+        except (RuntimeError, TypeError, ValueError) as error:
+            hint = f"{name}(2, 3) has a shape, {name}(zeros(2, 3)) or {name}([1.0, 2.0]) a value"
+            raise ConfigError(
+                Problem(f"{name} cannot be built: {str(error).rstrip('.')}.", expression.place(tree), hint)
+            ) from error
+
+    def _fill(self, expression: Expression, tensor: torch.Tensor, tree: ast.expr, values: Mapping[str, Any]) -> None:
+        called = tree.func if isinstance(tree, ast.Call) else tree
+        if not isinstance(called, ast.Name) or called.id not in initialisers():
+            written = ast.unparse(called)
+            hint = nearest(written, initialisers())
+            raise ConfigError(Problem(f"no initialiser is called '{written}'.", expression.place(called), hint))
+        arguments = [evaluate(expression, values, argument) for argument in getattr(tree, "args", [])]
+        keywords = {k.arg: evaluate(expression, values, k.value) for k in getattr(tree, "keywords", []) if k.arg}
+        try:
+            initialisers()[called.id](tensor, *arguments, **keywords)
+        except Exception as error:
+            message = f"{called.id} cannot fill this: {type(error).__name__}: {error}"
+            raise ConfigError(Problem(message, expression.place(tree))) from error
+
+
+def is_blank(tree: ast.expr) -> bool:
+    """Whether an argument is `_`: a size to be inferred."""
+    return isinstance(tree, ast.Name) and tree.id == "_"
+
+
+def _blanks(tree: ast.Call) -> list[ast.expr]:
+    return [value for value in (*tree.args, *(keyword.value for keyword in tree.keywords)) if is_blank(value)]
+
+
+def _are_sizes(arguments: list[Any]) -> bool:
+    return all(type(size) is int for size in arguments)
+
+
+def _tensor_of(arguments: list[Any]) -> tuple[torch.Tensor, bool]:
+    """Zeros of the sizes given, or the one value given; and whether it is a value."""
+    if _are_sizes(arguments):
+        return torch.zeros(arguments), False
+    if len(arguments) == 1 and isinstance(arguments[0], torch.Tensor | list | float):
+        return torch.as_tensor(arguments[0]), True
+    raise TypeError("it takes sizes, or one value")
+
+
+def _check_signature(
+    expression: Expression, tree: ast.Call, name: str, kind: Any, arguments: list[Any], keywords: dict[str, Any]
+) -> None:
+    """Say which argument is wrong, before the constructor is called."""
+    try:
+        signature = inspect.signature(kind)
+    except (TypeError, ValueError):
+        return
+    parameters = signature.parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for keyword in tree.keywords:
+        if keyword.arg not in parameters and not takes_any:
+            place = expression.place(keyword)
+            hint = nearest(keyword.arg, parameters)
+            raise ConfigError(Problem(f"'{name}' has no argument '{keyword.arg}'.", place, hint))
+    try:
+        bound = signature.bind(*arguments, **keywords)
+        counts = {argument: value for argument, value in bound.arguments.items() if argument.endswith("layers")}
+        if isinstance(kind, type) and issubclass(kind, nn.RNNBase):  # takes *args; the third is num_layers
+            counts["num_layers"] = keywords.get("num_layers", arguments[2] if len(arguments) > 2 else 1)
+        for argument, value in counts.items():
+            if isinstance(value, int) and value > MAX_REPEAT:
+                message = f"{argument} is {value}; at most {MAX_REPEAT} are built."
+                raise ConfigError(Problem(message, expression.place(tree)))
+    except TypeError as error:
+        raise ConfigError(Problem(f"{name}: {error}.", expression.place(tree), f"{name}{signature}")) from None
