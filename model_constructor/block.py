@@ -7,25 +7,27 @@ refer to is the graph's business.
 from __future__ import annotations
 
 import ast
+import copy
 import keyword
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+from unicodedata import is_normalized, normalize
 
 from torch import nn
 
-from .config import check_keys
+from .config import PARAM_TYPES, check_keys
 from .errors import ConfigError, Place, Problem, nearest
 from .expressions import Expression, parse
-from .names import DTYPES, PLAIN_FUNCTIONS, TAKEN, TAKEN_BY_MODELS
-from .source import Node, read_file
+from .init import check_init
+from .interpolation import Keys, Template, compute, param_templates
+from .names import CONSTANTS, DTYPES, PLAIN_FUNCTIONS, TAKEN, TAKEN_BY_MODELS
+from .source import Node
+from .version1 import Translated, is_version_1, translate
 
-BLOCK_KEYS = ("params", "inputs", "blocks", "modules", "graph", "outputs")
-LATER_KEYS = ("init", "defaults")  # of the dialect, still to come
+BLOCK_KEYS = ("params", "inputs", "blocks", "modules", "graph", "outputs", "init")
 FILE_KEYS = ("schema_version", "imports", *BLOCK_KEYS)
 PARAM_VALUES = "a number, bool, string, null, or a list of these"
-PARAM_TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "list": list}
 
 Value = Expression | list["Value"] | dict[str, "Value"]  # of a node, an output, or a module
 
@@ -37,6 +39,7 @@ class Param:
     default: Any
     required: type | None
     place: Place
+    templates: Mapping[Keys, Template] = field(default_factory=dict)  # the `${...}` in the default, by their path in it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,9 +75,11 @@ class Block:
     modules: dict[str, Value] = field(default_factory=dict)
     graph: dict[str, Statement] = field(default_factory=dict)
     outputs: Value | None = None
+    init: dict[str, Value] = field(default_factory=dict)  # selector -> initialiser, or one per parameter name
     symbols: dict[str, Place] = field(default_factory=dict)
     imports: Node | None = None
     module_places: dict[str, Place] = field(default_factory=dict)
+    _values: frozenset[str] | None = field(default=None, init=False)
 
     def find_block(self, name: str) -> Block | None:
         """A block by name, on this level or one around it."""
@@ -88,10 +93,12 @@ class Block:
     def visible_blocks(self) -> dict[str, Block]:
         return {**(self.parent.visible_blocks() if self.parent else {}), **self.blocks}
 
-    def values(self) -> set[str]:
-        """The names that stand for values in the graph."""
-        nodes = {target for statement in self.graph.values() for target in statement.targets}
-        return {*self.params, *self.inputs, *self.symbols, *nodes} - {"_"}
+    def values(self) -> frozenset[str]:
+        """The names that stand for values in the graph, once the block is read."""
+        if self._values is None:
+            nodes = {target for statement in self.graph.values() for target in statement.targets}
+            self._values = frozenset({*self.params, *self.inputs, *self.symbols, *nodes} - {"_"})
+        return self._values
 
     def levels(self) -> Iterator[Block]:
         yield self
@@ -99,13 +106,13 @@ class Block:
             yield from block.levels()
 
 
-def read_block(node: Node, name: str, base: Path) -> Block:
-    """The declarations of a whole file; `base` is the folder that paths in `blocks:` are relative to.
+def read_block(node: Node, name: str) -> Block:
+    """The declarations of a whole file, into which the files of its blocks have been read.
 
     Raises ConfigError with everything that is wrong with the form of the file.
     """
     reader = _Reader()
-    block = reader.block(node, name, None, base, (), FILE_KEYS)
+    block = reader.block(node, name, None, FILE_KEYS)
     if reader.problems:
         raise ConfigError(reader.problems)
     return block
@@ -134,18 +141,19 @@ class _Reader:
     def complain(self, message: str, place: Place | None, hint: str = "") -> None:
         self.problems.append(Problem(message, place, hint))
 
-    def block(
-        self, node: Node, name: str, parent: Block | None, base: Path, files: tuple[Path, ...], keys: tuple[str, ...]
-    ) -> Block:
+    def block(self, node: Node, name: str, parent: Block | None, keys: tuple[str, ...]) -> Block:
+        if keys is FILE_KEYS and is_version_1(node):
+            try:
+                node = translate(node)
+            except ConfigError as error:
+                self.problems += error.problems
+                return Block(name, node, parent)
         block = Block(name, node, parent)
         if not isinstance(node.value, dict):
             self.complain(f"{name} has to be a mapping with the keys {', '.join(BLOCK_KEYS)}.", node.place)
             return block
         what = "a model file" if keys is FILE_KEYS else f"the block '{name}'"
-        self.problems += check_keys(node, (*keys, *LATER_KEYS), what)
-        for key in LATER_KEYS:
-            if key in node.value:
-                self.complain(f"the key '{key}' is not read by this version yet.", node.key_place(key), "remove it")
+        self.problems += check_keys(node, keys, what)
         if keys is FILE_KEYS:
             self._version(node)
             block.imports = node.value.get("imports")
@@ -156,8 +164,8 @@ class _Reader:
             block.params[key] = self._param(entry, place, {name for name, _, _ in params})
         for key, place, entry in self._entries(node, "inputs"):
             block.inputs[key] = self._input(key, entry, place, block)
-        for key, place, entry in self._entries(node, "blocks"):
-            block.blocks[key] = self._inner(entry, key, place, block, base, files)
+        for key, _, entry in self._entries(node, "blocks"):
+            block.blocks[key] = self._inner(entry, key, block)
         for key, place, entry in self._entries(node, "modules"):
             block.modules[key] = self.value(entry)
             block.module_places[key] = place
@@ -168,14 +176,27 @@ class _Reader:
             block.outputs = self.value(node.value["outputs"])
             if node.value["outputs"].value in ([], {}):
                 self.complain("'outputs' names nothing.", node.value["outputs"].place)
+        for key, place, entry in self._entries(node, "init"):
+            block.init[key] = self._initialiser(entry, place)
         self._check_names(block)
+        self.problems += check_init(block)
         return block
+
+    def _initialiser(self, node: Node, place: Place) -> Value:
+        entries = list(node.value.values()) if isinstance(node.value, dict) else [node]
+        if not entries or any(isinstance(entry.value, list | dict) for entry in entries):
+            hint = "such as zeros, normal(std=0.02), or {weight: normal(std=0.02), bias: zeros}"
+            self.complain("an initialiser is needed here, or one for each parameter by name.", place, hint)
+            return {}
+        return self.value(node)
 
     def value(self, node: Node) -> Value:
         if isinstance(node.value, list):
             return [self.value(entry) for entry in node.value]
         if isinstance(node.value, dict):
             return {key: self.value(entry) for key, entry in node.value.items()}
+        if isinstance(node, Translated):
+            return Expression(node.tree, node)
         try:
             return parse(node)
         except ConfigError as error:
@@ -205,20 +226,36 @@ class _Reader:
     def _param(self, node: Node, place: Place, names: set[str]) -> Param:
         if not _is_param_value(node.plain):
             self.complain(f"a param is {PARAM_VALUES}.", node.place)
-        if isinstance(node.value, str) and "${" in node.value:
-            self.complain("'${...}' is not read here.", node.place, "write the value out")
         if isinstance(node.value, str) and not node.style and _is_arithmetic(node, names):
             self.complain(f"'{node.text}' is text here: params are values.", node.place, "write the value, or quote it")
         required = PARAM_TYPES.get(node.text) if isinstance(node.value, str) else None
         if required and node.style:
             self.complain(f"the string '{node.text}' would stand for a type.", node.place, "choose another word")
-        return Param(node.plain, required, place)
+        return Param(node.plain, required, place, self._templates(node, names))
+
+    def _templates(self, node: Node, names: set[str]) -> dict[Keys, Template]:
+        """The `${...}` in a default: expressions over the params of the block, and nothing else."""
+        try:
+            found = param_templates(node)
+        except ConfigError as error:
+            self.problems += error.problems
+            return {}
+        for template in found.values():
+            for name, (first, *_), place in template.references():
+                if first not in names | CONSTANTS.keys():
+                    self.complain(f"no param is called '{name}'.", place, nearest(name, names))
+        return found
 
     def _input(self, name: str, node: Node, place: Place, block: Block) -> Input:
         shape_node, dtype, optional = node, None, False
         if isinstance(node.value, dict):
             self.problems += check_keys(node, ("shape", "dtype", "optional"), f"the input '{name}'")
             dtype_node, optional_node = node.value.get("dtype"), node.value.get("optional")
+            for entry in (dtype_node, optional_node):
+                if entry is not None and "${" in entry.text:
+                    hint = "an input is the same for all values of the params; ${env:...} may stand here"
+                    self.complain("params are not known here.", entry.place, hint)
+                    return Input(None, None, False, place)
             if dtype_node is not None:
                 dtype = dtype_node.text
                 if dtype not in DTYPES:
@@ -267,26 +304,13 @@ class _Reader:
                 hint = "'...' may only come first" if entry.text == "..." else ""
                 self.complain("an entry of a shape is a number, a name, or an expression of these.", entry.place, hint)
 
-    def _inner(self, node: Node, name: str, place: Place, parent: Block, base: Path, files: tuple[Path, ...]) -> Block:
+    def _inner(self, node: Node, name: str, parent: Block) -> Block:
         if isinstance(node.value, dict) and "schema_version" in node.value:  # a whole file, with a scope of its own
-            return self.block(node, name, None, base, files, FILE_KEYS)
-        if not isinstance(node.value, str):
-            return self.block(node, name, parent, base, files, BLOCK_KEYS)
-        if not node.value.endswith((".yaml", ".yml")) or "\0" in node.value:
+            return self.block(node, name, None, FILE_KEYS)
+        if isinstance(node.value, str):
             self.complain(f"'{node.value}' is not the name of a YAML file.", node.place, "blocks: {name: path.yaml}")
             return Block(name, node, None)
-        path = base / node.value
-        if path.resolve() in files:
-            chain = " -> ".join(str(file) for file in (*files, path))
-            self.complain(f"the block '{name}' contains itself: {chain}.", node.place)
-            return Block(name, node, None)
-        try:
-            tree = read_file(path)
-        except ConfigError as error:
-            for problem in error.problems:
-                self.complain(problem.message, problem.place or node.place, problem.hint)
-            return Block(name, node, None)
-        return self.block(tree, name, None, path.parent, (*files, path.resolve()), FILE_KEYS)
+        return self.block(node, name, parent, BLOCK_KEYS)
 
     def _check_names(self, block: Block) -> None:
         first: dict[str, Place] = {}
@@ -317,6 +341,8 @@ class _Reader:
     def _check_name(self, name: str, place: Place) -> None:
         if not name.isidentifier() or keyword.iskeyword(name):
             self.complain(f"'{name}' is not a name: letters, digits and _ only, no keyword of Python.", place)
+        elif not is_normalized("NFKC", name):
+            self.complain(f"'{name}' would be read as '{normalize('NFKC', name)}'.", place, "choose another name")
         elif name in TAKEN:
             self.complain(f"the name '{name}' is taken by the dialect.", place, "choose another name")
         elif name.startswith("_"):
@@ -365,22 +391,56 @@ def bind_params(block: Block, given: Mapping[str, Any], places: Mapping[str, Pla
         if name not in block.params:
             hint = nearest(name, block.params) or "it has no params"
             problems.append(Problem(f"'{block.name}' has no param '{name}'.", places.get(name), hint))
-    values = {}
     for name, param in block.params.items():
-        if name in given:
-            values[name] = given[name]
-            expected = param.required or (None if param.default is None else type(param.default))
-            if expected and not _fits(given[name], expected, strict=param.required is not None):
-                message = f"the param '{name}' of '{block.name}' is {given[name]!r}; it has to be {_article(expected)}."
-                problems.append(Problem(message, places.get(name), f"declared at {param.place}"))
-        elif param.required:
+        if name in given and not param.templates:
+            problems += _misfit(block, name, given[name], param.default, places)
+        elif name not in given and param.required:
             hint = f"declared at {param.place} without a default: give it, as in {block.name}({name}=...)"
             problems.append(Problem(f"'{block.name}' needs the param '{name}'.", places.get(""), hint))
-        else:
-            values[name] = param.default
+    if problems:
+        raise ConfigError(problems)
+    values = _with_defaults(block, given)
+    for name, value in given.items():
+        if block.params[name].templates:
+            problems += _misfit(block, name, value, _default(block, name, values), places)
     if problems:
         raise ConfigError(problems)
     return values
+
+
+def _misfit(block: Block, name: str, value: Any, default: Any, places: Mapping[str, Place | None]) -> Iterator[Problem]:
+    """What is wrong with the type of a value that is given in place of a default."""
+    param = block.params[name]
+    expected = param.required or (None if default is None else type(default))
+    if expected and not _fits(value, expected, strict=param.required is not None):
+        message = f"the param '{name}' of '{block.name}' is {value!r}; it has to be {_article(expected)}."
+        yield Problem(message, places.get(name), f"declared at {param.place}")
+
+
+def _with_defaults(block: Block, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given and the defaults of the rest, the `${...}` of these filled in."""
+    values = {name: given.get(name, copy.deepcopy(param.default)) for name, param in block.params.items()}
+    found: dict[Keys, Template] = {
+        (name, *path): template
+        for name, param in block.params.items()
+        if name not in given
+        for path, template in param.templates.items()
+    }
+    compute(found, values)
+    for name in {name for name, *_ in found}:
+        param = block.params[str(name)]
+        if not _is_param_value(values[str(name)]) or values[str(name)] in tuple(PARAM_TYPES):
+            message = f"the param '{name}' becomes {values[str(name)]!r}."
+            raise ConfigError(Problem(message, param.place, f"a param is {PARAM_VALUES}, and no name of a type"))
+    return values
+
+
+def _default(block: Block, name: str, values: Mapping[str, Any]) -> Any:
+    """What the `${...}` of a param that is given would be beside the other values; None where it would fail."""
+    try:
+        return _with_defaults(block, {other: value for other, value in values.items() if other != name})[name]
+    except ConfigError:
+        return None
 
 
 def _plain_number(value: Any) -> Any:

@@ -6,23 +6,61 @@ Nothing is interpreted when the model runs, and every position in the function i
 from __future__ import annotations
 
 import ast
+import linecache
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from .block import Block, tuple_length
+from .source import SourceFile
 
 _classes: dict[tuple, type] = {}
 _functions: dict[tuple, Callable[..., Any]] = {}
 
 
+class Listing:
+    """The text that tracebacks of a function show: the file of its block, and behind it what else its expressions
+    come from (a base file, an override), since a function has one file only.
+    """
+
+    def __init__(self, main: SourceFile) -> None:
+        self.lines: list[str] = []
+        self.lines_before = {main: 0}  # of each source in the listing
+        self._append(main)
+
+    def add(self, source: SourceFile) -> int:
+        """How many lines stand before those of `source`."""
+        if source not in self.lines_before:
+            self.lines.append(f"# {source.name}")
+            self.lines_before[source] = len(self.lines)
+            self._append(source)
+        return self.lines_before[source]
+
+    def _append(self, source: SourceFile) -> None:
+        self.lines += source.lines if source.lines[-1] else source.lines[:-1]  # what is behind the last line end
+
+    def remember(self) -> str:
+        """The file name under which tracebacks show the text as it is now, even if a file has changed since."""
+        main, *others = dict.fromkeys(source.name for source in self.lines_before)
+        name = f"{main} with {', '.join(others)}" if others else main
+        lines = [f"{line}\n" for line in self.lines]
+        known = linecache.cache.get(name)
+        if known is not None and (len(known) != 4 or known[2] != lines):
+            name = f"{name}@{zlib.crc32(''.join(lines).encode()):08x}"
+        linecache.cache[name] = (0, None, lines, name)  # no mtime: never taken for stale
+        return name
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Compiled:
-    """A function of a block: its tree (positions in the YAML file), the file, and the globals it reads."""
+    """A function of a block: its tree (positions in the listing), the listing, and the globals it reads."""
 
+    block: Block
     tree: ast.FunctionDef
-    file: str
+    listing: Listing
+    file: str  # what tracebacks call the listing
     scope: dict[str, Any]
     helpers: tuple[Compiled, ...]  # blocks without modules, compiled to functions of their own
     needs_training: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,14 @@ from .block import Block, Value, bind_params
 from .errors import ConfigError, Place, Problem, nearest
 from .expressions import Expression, decide, evaluate
 from .graph import Graph, build_graph
+from .init import fill
 from .model import Member, Namespace, add_members
-from .names import find_type, initialisers
+from .names import find_type
 
 MAX_REPEAT = 10_000
 MAX_MODULES = 100_000
 
+Graphs = dict[tuple[Block, str], Graph]  # of each block and its params
 Sizes = dict[tuple[str, ast.AST], int]  # of each `_`: the path of the module it is written in, and where
 
 
@@ -31,15 +33,41 @@ class Deferred(nn.Module):
         self, constructor: Constructor, expression: Expression, tree: ast.Call, values: Mapping[str, Any], path: str
     ) -> None:
         super().__init__()
-        self.constructor, self.expression, self.tree, self.values, self.path = (
-            constructor, expression, tree, values, path
-        )  # fmt: skip
+        self.expression, self.path = expression, path
+        self._constructor, self._tree, self._values = constructor, tree, values
+        self.built: nn.Module | None = None
+
+    @property
+    def callee(self) -> Block | Callable[..., Any]:
+        """The block or type that is waiting to be built."""
+        assert isinstance(self._tree.func, ast.Name)
+        name = self._tree.func.id
+        callee = self._constructor.block.find_block(name) or find_type(name)
+        assert callee is not None
+        return callee
+
+    def blanks(self) -> list[tuple[ast.expr, str]]:
+        """Each `_`, and the name of the argument that it stands for."""
+        callee = self.callee
+        names = list(callee.params if isinstance(callee, Block) else inspect.signature(callee).parameters)
+        given = [*zip(self._tree.args, names, strict=False), *((k.value, str(k.arg)) for k in self._tree.keywords)]
+        return [(value, name) for value, name in given if is_blank(value)]
+
+    def problems(self) -> Iterator[Problem]:
+        """What to say when nothing has told the sizes."""
+        hint = "nothing is known of the shape that reaches this module: write the size"
+        for blank, name in self.blanks():
+            yield Problem(f"the '{name}' of '_' cannot be inferred.", self.expression.place(blank), hint)
 
     def build(self, sizes: Mapping[ast.AST, int]) -> nn.Module:
         """The module, with a size for each blank."""
-        construction = self.constructor.construction
+        construction = self._constructor.construction
         construction.sizes.update({(self.path, blank): size for blank, size in sizes.items()})
-        return self.constructor.module(self.expression, self.tree, self.values, self.path)
+        return self._constructor.module(self.expression, self._tree, self._values, self.path)
+
+
+class Opaque(nn.Module):
+    """Stands for a module that cannot be built without data; what it gives is not known."""
 
 
 @dataclass(slots=True)
@@ -49,8 +77,9 @@ class Construction:
     finish: Callable[[Graph, dict[str, nn.Module | Member], str], nn.Module]
     sizes: Sizes = field(default_factory=dict)
     defers: bool = False  # whether what waits for a size is Deferred, or an error
+    assumed: int | None = None  # the size for each `_` that nobody told
     modules: int = 0
-    graphs: dict[tuple[Block, str], Graph] = field(default_factory=dict)
+    graphs: Graphs = field(default_factory=dict)
 
     def block(self, block: Block, params: dict[str, Any], path: str = "", inside: tuple[Block, ...] = ()) -> nn.Module:
         """The module of one use of a block. Raises ConfigError with all that is wrong with its constructors."""
@@ -126,6 +155,8 @@ class Constructor:
             case ast.IfExp():
                 chosen = tree.body if decide(expression, values, tree.test) else tree.orelse
                 return self.build(expression, chosen, values, path)
+            case ast.Subscript(value=ast.Dict() | ast.List() as entries):
+                return self.build(expression, self._chosen(expression, tree, entries, values), values, path)
             case ast.BinOp(op=ast.RShift()):
                 links = self._links(expression, tree)
                 return nn.Sequential(
@@ -140,6 +171,23 @@ class Constructor:
                 return self._construct(expression, tree, values, path)
         hint = "write Type(...), a chain A() >> B(), or a list Type(...) * n"
         raise ConfigError(Problem("a module is built by a constructor.", expression.place(tree), hint))
+
+    def _chosen(
+        self, expression: Expression, tree: ast.Subscript, entries: ast.Dict | ast.List, values: Mapping[str, Any]
+    ) -> ast.expr:
+        """The entry of `{'relu': ReLU(), 'gelu': GELU()}[activation]`; the others are not built."""
+        key = evaluate(expression, values, tree.slice)
+        if isinstance(entries, ast.List):
+            known: dict[Any, ast.expr] = dict(enumerate(entries.elts))
+        else:
+            known = {
+                evaluate(expression, values, entry): value
+                for entry, value in zip(entries.keys, entries.values, strict=True)
+                if isinstance(entry, ast.Constant)
+            }
+        if not isinstance(key, str | int) or key not in known:
+            raise ConfigError(Problem(f"there is no entry {key!r}.", expression.place(tree.slice), nearest(key, known)))
+        return known[key]
 
     def _links(self, expression: Expression, tree: ast.expr) -> list[ast.expr]:
         if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.RShift):
@@ -164,6 +212,9 @@ class Constructor:
     def _construct(self, expression: Expression, tree: ast.Call, values: Mapping[str, Any], path: str) -> Any:
         assert isinstance(tree.func, ast.Name)
         blanks = [blank for blank in _blanks(tree) if (path, blank) not in self.construction.sizes]
+        if self.construction.assumed is not None:
+            self.construction.sizes.update({(path, blank): self.construction.assumed for blank in blanks})
+            blanks = []
         if blanks and self.construction.defers:
             return Deferred(self, expression, tree, values, path)
         if blanks:
@@ -192,6 +243,8 @@ class Constructor:
         try:
             return kind(*arguments, **keywords)
         except Exception as error:
+            if self.construction.defers and not _is_transparent(kind, (*arguments, *keywords.values())):
+                return Opaque()
             message = f"{name} cannot be built: {type(error).__name__}: {error}"
             raise ConfigError(Problem(message, expression.place(tree))) from error
 
@@ -212,6 +265,8 @@ class Constructor:
                 return self._is_constructor(tree.left)
             case ast.IfExp():
                 return self._is_constructor(tree.body) or self._is_constructor(tree.orelse)
+            case ast.Subscript(value=ast.Dict(values=[first, *_]) | ast.List(elts=[first, *_])):
+                return self._is_constructor(first)
             case ast.List(elts=[first, *_]):
                 return self._is_constructor(first)
         return False
@@ -257,7 +312,7 @@ class Constructor:
         try:
             tensor, is_value = _tensor_of(arguments)
             if "init" in options and not is_value:
-                self._fill(expression, tensor, options["init"], values)
+                fill(expression, [tensor], options["init"], values)
             if is_buffer:
                 return Member(tensor, is_buffer=True, persistent=flag)
             if is_value and not tensor.is_floating_point() and isinstance(arguments[0], list):
@@ -272,20 +327,6 @@ class Constructor:
                 Problem(f"{name} cannot be built: {str(error).rstrip('.')}.", expression.place(tree), hint)
             ) from error
 
-    def _fill(self, expression: Expression, tensor: torch.Tensor, tree: ast.expr, values: Mapping[str, Any]) -> None:
-        called = tree.func if isinstance(tree, ast.Call) else tree
-        if not isinstance(called, ast.Name) or called.id not in initialisers():
-            written = ast.unparse(called)
-            hint = nearest(written, initialisers())
-            raise ConfigError(Problem(f"no initialiser is called '{written}'.", expression.place(called), hint))
-        arguments = [evaluate(expression, values, argument) for argument in getattr(tree, "args", [])]
-        keywords = {k.arg: evaluate(expression, values, k.value) for k in getattr(tree, "keywords", []) if k.arg}
-        try:
-            initialisers()[called.id](tensor, *arguments, **keywords)
-        except Exception as error:
-            message = f"{called.id} cannot fill this: {type(error).__name__}: {error}"
-            raise ConfigError(Problem(message, expression.place(tree))) from error
-
 
 def is_blank(tree: ast.expr) -> bool:
     """Whether an argument is `_`: a size to be inferred."""
@@ -294,6 +335,14 @@ def is_blank(tree: ast.expr) -> bool:
 
 def _blanks(tree: ast.Call) -> list[ast.expr]:
     return [value for value in (*tree.args, *(keyword.value for keyword in tree.keywords)) if is_blank(value)]
+
+
+def _is_transparent(kind: Any, arguments: Iterable[Any]) -> bool:
+    """Whether a failure on the meta device is one everywhere: of a type of torch, given nothing unfinished."""
+    unfinished = any(
+        isinstance(argument, nn.Module) and "torch.nn" not in type(argument).__module__ for argument in arguments
+    )
+    return kind.__module__.startswith("torch.nn") and not unfinished
 
 
 def _are_sizes(arguments: list[Any]) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 SHOWN = 160  # characters of a line in an excerpt
+MAX_PROBLEMS = 100  # of one stage: nobody reads more, and a hint for each takes time
 
 
 @dataclass(frozen=True, slots=True)

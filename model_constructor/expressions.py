@@ -9,18 +9,21 @@ import ast
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError, Place, Problem, nearest
-from .names import CONSTANTS, DTYPES, METHODS, PLAIN_FUNCTIONS, torch_ops
+from .names import CONSTANTS, CREATION_OPS, DTYPES, METHODS, PLAIN_FUNCTIONS, torch_ops
 from .source import Node
 
 MAX_DEPTH = 100  # of nested expressions
 MAX_POWER_BITS = 4096
-MAX_LIST = 1_000_000
-MAX_ELEMENTS = 2**30  # of a tensor made when the model is built
+MAX_PRODUCT_BITS = 65_536
+MAX_LIST = 10_000
+MAX_DIGITS = 1000  # that a number is rounded to
+MAX_ELEMENTS = 2**26  # of a tensor made when the model is built
+MAX_COSTLY = 2**16  # the same, of what is given to an op that may take longer than to write its result
 
 _GRAMMAR: tuple[type[ast.AST], ...] = (
     ast.Expression, ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.keyword,
@@ -34,19 +37,32 @@ _REFUSED: dict[type[ast.AST], str] = {
 }  # fmt: skip
 _SLIPS = {"true": "True", "false": "False", "null": "None", "nil": "None"}
 
-_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.MatMult: operator.matmul,
     ast.BitAnd: operator.and_, ast.BitOr: operator.or_,
 }  # fmt: skip
-_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert, ast.Not: operator.not_,
 }  # fmt: skip
-_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
     ast.GtE: operator.ge, ast.Is: operator.is_, ast.IsNot: operator.is_not,
     ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
 }  # fmt: skip
+
+# Ops and methods that take no longer than it takes to write their result: masks and tables are made of these.
+_LINEAR = frozenset(
+    (
+        "abs add all amax amin any arange argmax argmin bool broadcast_to cat ceil clamp clone contiguous cos cumsum "
+        "diag diagonal dim div double eq exp expand eye flatten flip float floor full ge gt half int le linspace log "
+        "logical_and logical_not logical_or logical_xor logspace long lt masked_fill max maximum mean min minimum "
+        "movedim mul narrow ne neg new_full new_ones new_zeros numel ones outer pad permute pow prod rand randint "
+        "randn rearrange reciprocal repeat repeat_interleave reshape roll round rsqrt select sigmoid sign sin size "
+        "sqrt square squeeze stack sub sum t tan tanh tensor tile to transpose tril triu type_as unflatten unsqueeze "
+        "view where zeros"
+    ).split()
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,11 +154,17 @@ class _Evaluator:
 
     def visit(self, tree: ast.expr) -> Any:
         try:
-            return self._visit(tree)
+            value = self._visit(tree)
         except ConfigError:
             raise
+        except _Limit as error:
+            raise self.error(f"{error}.", tree) from None
         except Exception as error:
             raise self.error(f"{type(error).__name__}: {error}.", tree) from error
+        # Told before memory is touched, since a model is first laid out on the meta device.
+        if getattr(value, "numel", int)() > MAX_ELEMENTS:
+            raise self.error(f"this tensor would have more than {MAX_ELEMENTS} elements.", tree)
+        return value
 
     def error(self, message: str, tree: ast.expr, hint: str = "") -> ConfigError:
         return ConfigError(Problem(message, self.expression.place(tree), hint))
@@ -156,7 +178,7 @@ class _Evaluator:
             case ast.BinOp():
                 return self._binary(tree)
             case ast.UnaryOp():
-                return _UNARY[type(tree.op)](self.visit(tree.operand))
+                return UNARY[type(tree.op)](self.visit(tree.operand))
             case ast.BoolOp():
                 for value in tree.values[:-1]:
                     result = self.visit(value)
@@ -196,27 +218,13 @@ class _Evaluator:
         raise self.error(f"no param is called '{name}'.", tree, hint)
 
     def _binary(self, tree: ast.BinOp) -> Any:
-        left, right = self.visit(tree.left), self.visit(tree.right)
-        if isinstance(tree.op, ast.Pow) and isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * abs(right)
-            if bits > MAX_POWER_BITS:
-                raise self.error("this power is too large.", tree)
-        if isinstance(tree.op, ast.Mult):
-            for sequence, times in ((left, right), (right, left)):
-                repeats = isinstance(sequence, str | list | tuple) and isinstance(times, int)
-                if repeats and _leaves(sequence, {}) * times > MAX_LIST:
-                    raise self.error(f"this list would have more than {MAX_LIST} entries.", tree)
-        if isinstance(tree.op, ast.Mod) and isinstance(left, str):
-            raise self.error("'%' of a string is not part of an expression.", tree)
-        if type(tree.op) not in _BINARY:
-            raise self.error("this operator is not known here.", tree)
-        return _BINARY[type(tree.op)](left, right)
+        return binary(tree.op, self.visit(tree.left), self.visit(tree.right))
 
     def _compare(self, tree: ast.Compare) -> bool:
         left = self.visit(tree.left)
         for op, comparator in zip(tree.ops, tree.comparators, strict=True):
             right = self.visit(comparator)
-            if not _COMPARE[type(op)](left, right):
+            if not COMPARE[type(op)](left, right):
                 return False
             left = right
         return True
@@ -228,19 +236,71 @@ class _Evaluator:
             owner = self.visit(tree.func.value)
             if not _is_tensor(owner):
                 raise self.error(f"{type(owner).__name__} has no method here; tensors have.", tree.func)
+            _check_work(tree.func.attr, (owner, *arguments, *keywords.values()))
             return getattr(owner, tree.func.attr)(*arguments, **keywords)
         name = tree.func.id if isinstance(tree.func, ast.Name) else ""
         if name in PLAIN_FUNCTIONS and not any(_is_tensor(argument) for argument in arguments):
             if name == "sum" and any(isinstance(entry, list | tuple) for entry in arguments[1:]):
                 raise self.error("'sum' adds numbers; lists are added with '+'.", tree)
-            return PLAIN_FUNCTIONS[name][1](*arguments, **keywords)
+            return call_plain(name, *arguments, **keywords)
         if name in torch_ops():
-            sizes = [size for size in (*arguments, *keywords.values()) if type(size) is int and size > 1]
-            if math.prod(sizes) > MAX_ELEMENTS:
-                raise self.error(f"this tensor would have more than {MAX_ELEMENTS} elements.", tree)
+            _check_work(name, (*arguments, *keywords.values()))
             return torch_ops()[name][1](*arguments, **keywords)
         known = [*PLAIN_FUNCTIONS, *torch_ops()]
         raise self.error(f"no function is called '{ast.unparse(tree.func)}'.", tree.func, nearest(name, known))
+
+
+class _Limit(ValueError):
+    """More work than an expression may ask for."""
+
+
+def binary(op: ast.operator, left: Any, right: Any) -> Any:
+    """`left op right`, within the limits of what a file may ask for."""
+    both = isinstance(left, int) and isinstance(right, int)
+    if isinstance(op, ast.Pow) and both and left.bit_length() * abs(right) > MAX_POWER_BITS:
+        raise _Limit("this power is too large")
+    if isinstance(op, ast.Mult):
+        for sequence, times in ((left, right), (right, left)):
+            repeats = isinstance(sequence, str | list | tuple) and isinstance(times, int)
+            if repeats and _leaves(sequence, {}) * times > MAX_LIST:
+                raise _Limit(f"this list would have more than {MAX_LIST} entries")
+    lists = isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple)
+    if isinstance(op, ast.Add) and lists and _leaves(left, {}) + _leaves(right, {}) > MAX_LIST:
+        raise _Limit(f"this list would have more than {MAX_LIST} entries")
+    if isinstance(op, ast.Mult) and both and left.bit_length() + right.bit_length() > MAX_PRODUCT_BITS:
+        raise _Limit("this product is too large")
+    if isinstance(op, ast.MatMult):
+        _check_work("matmul", (left, right))
+    if isinstance(op, ast.Mod) and isinstance(left, str):
+        raise _Limit("'%' of a string is not part of an expression")
+    if type(op) not in BINARY:
+        raise _Limit("this operator is not known here")
+    return BINARY[type(op)](left, right)
+
+
+def call_plain(name: str, *arguments: Any, **keywords: Any) -> Any:
+    """One of the plain functions, within the same limits."""
+    digits = keywords.get("ndigits", arguments[1] if len(arguments) > 1 else None)
+    if name == "round" and isinstance(digits, int) and abs(digits) > MAX_DIGITS:
+        raise _Limit(f"a number is rounded to at most {MAX_DIGITS} digits")
+    return PLAIN_FUNCTIONS[name][1](*arguments, **keywords)
+
+
+def _check_work(name: str, arguments: Iterable[Any]) -> None:
+    """Refuse a call of an op or method, at build time, that could take long."""
+    arguments = [*arguments]
+    sizes = math.prod(size for size in arguments if type(size) is int and size > 1)
+    if name in CREATION_OPS and sizes > MAX_ELEMENTS:
+        raise _Limit(f"this tensor would have more than {MAX_ELEMENTS} elements")
+    if name not in _LINEAR and sizes * _elements(arguments) > MAX_COSTLY:
+        raise _Limit(f"'{name}' is given more than {MAX_COSTLY} elements when the model is built")
+
+
+def _elements(value: Any) -> int:
+    """Of a tensor, or of the tensors in a list together."""
+    if isinstance(value, list | tuple):
+        return max(1, sum(map(_elements, value)))
+    return value.numel() if _is_tensor(value) else 0
 
 
 def _leaves(value: Any, known: dict[int, int]) -> int:
@@ -333,6 +393,6 @@ def _syntax_problem(error: SyntaxError, node: Node, lead: int) -> Problem:
     end_line = node.source.text[node.span[1] :].split("\n", 1)[0]
     if not node.style and end_line.lstrip().startswith("#"):
         hint = "' #' begins a comment in YAML: was the expression cut there? then put it in quotes"
-    elif node.text.lstrip()[:1] == "$":
+    elif "${" in node.text:
         hint = "params are plain names in expressions, without '${}'"
     return Problem(f"this is not an expression: {error.msg}.", place, hint)

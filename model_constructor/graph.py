@@ -11,10 +11,11 @@ import ast
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .block import Block, Statement, Value, expressions
-from .errors import ConfigError, Problem, nearest
+from .errors import MAX_PROBLEMS, ConfigError, Problem, nearest
 from .expressions import Expression, decide
 from .names import ATTRIBUTES, CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, find_type, torch_ops, type_names
 
@@ -66,6 +67,26 @@ def is_build_time(tree: ast.expr, block: Block) -> bool:
     return names <= block.params.keys() | PLAIN_FUNCTIONS.keys() | CONSTANTS.keys() and not names & hidden
 
 
+def outcome(expression: Expression, params: Mapping[str, Any], test: ast.expr, block: Block) -> bool | None:
+    """What a test comes to under these params; None where the run decides. `use_vae and training` may be both."""
+    if is_build_time(test, block):
+        return decide(expression, params, test)
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        inner = outcome(expression, params, test.operand, block)
+        return None if inner is None else not inner
+    if isinstance(test, ast.BoolOp):
+        deciding = isinstance(test.op, ast.Or)  # one True decides an `or`, one False an `and`
+        if deciding in [outcome(expression, params, value, block) for value in test.values]:
+            return deciding
+    return None
+
+
+def may_be_decided(test: ast.expr, block: Block) -> bool:
+    """Whether params alone can decide a test, or a part of it that decides it."""
+    parts = test.values if isinstance(test, ast.BoolOp) else [test.operand] if isinstance(test, ast.UnaryOp) else []
+    return is_build_time(test, block) or any(may_be_decided(part, block) for part in parts)
+
+
 class _Liveness:
     """The names that a value reads once the tests on params are decided."""
 
@@ -78,9 +99,9 @@ class _Liveness:
             yield from self._read(expression, expression.tree)
 
     def _read(self, expression: Expression, tree: ast.AST) -> Iterator[str]:
-        if isinstance(tree, ast.IfExp) and is_build_time(tree.test, self.block):
-            taken = tree.body if decide(expression, self.params, tree.test) else tree.orelse
-            yield from self._read(expression, taken)
+        decided = outcome(expression, self.params, tree.test, self.block) if isinstance(tree, ast.IfExp) else None
+        if isinstance(tree, ast.IfExp) and decided is not None:
+            yield from self._read(expression, tree.body if decided else tree.orelse)
         elif isinstance(tree, ast.Name):
             yield tree.id
         else:
@@ -90,7 +111,8 @@ class _Liveness:
 
 def check_names(root: Block) -> None:
     """Raise one ConfigError with every unknown, unused or cyclic name on any level of a file."""
-    problems = [problem for level in root.levels() for problem in _Checker(level).problems()]
+    found = (problem for level in root.levels() for problem in _Checker(level).problems())
+    problems = list(islice(found, MAX_PROBLEMS))
     if problems:
         raise ConfigError(problems)
 
@@ -135,11 +157,14 @@ class _Checker:
                     continue  # initialisers have names of their own
                 if isinstance(child, ast.keyword) and child.arg is None:
                     continue  # **params
+                value = child.value if isinstance(child, ast.keyword) else child
+                if isinstance(value, ast.Name) and value.id == "_" and self._builds(tree):
+                    continue  # a size that the shape pass infers
                 yield from self._constructor(expression, child)
         elif isinstance(tree, ast.Name):
             if tree.id == "_":
-                hint = "write the size; sizes are not inferred here"
-                yield Problem("'_' has no value.", expression.place(tree), hint)
+                hint = "it stands for a whole argument of a module type or block, as in Linear(_, 64)"
+                yield Problem("'_' has no value here.", expression.place(tree), hint)
             elif tree.id not in (*self.block.params, *CONSTANTS, *DTYPES, "index"):
                 called = find_type(tree.id) or self.block.find_block(tree.id)
                 hint = f"to build it write {tree.id}(...)" if called else nearest(tree.id, self.block.params)
@@ -147,6 +172,10 @@ class _Checker:
         else:
             for child in ast.iter_child_nodes(tree):
                 yield from self._constructor(expression, child)
+
+    def _builds(self, tree: ast.Call) -> bool:
+        name = _callee(tree)
+        return name not in ("Param", "Buffer") and bool(self.block.find_block(name) or find_type(name))
 
     def _constructor_call(self, expression: Expression, name: ast.Name) -> Iterator[Problem]:
         if name.id in ("Param", "Buffer") or self.block.find_block(name.id) or find_type(name.id):
@@ -310,7 +339,7 @@ class _Checker:
     def _certain_names(self, tree: ast.AST) -> Iterator[str]:
         if isinstance(tree, ast.Name):
             yield tree.id
-        elif not (isinstance(tree, ast.IfExp) and is_build_time(tree.test, self.block)):
+        elif not (isinstance(tree, ast.IfExp) and may_be_decided(tree.test, self.block)):
             for child in ast.iter_child_nodes(tree):
                 yield from self._certain_names(child)
 
@@ -341,8 +370,9 @@ class _Checker:
 def _cycles(dag: nx.DiGraph, block: Block) -> Iterator[Problem]:
     import networkx as nx
 
+    rank = {key: position for position, key in enumerate(block.graph)}
     for component in nx.strongly_connected_components(dag):
-        first = min(component, key=list(block.graph).index)
+        first = min(component, key=rank.__getitem__)
         if len(component) == 1 and not dag.has_edge(first, first):
             continue
         edges = nx.find_cycle(dag.subgraph(component), first)

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from .block import Block, Input, Statement, Value, bind_params, tuple_length
-from .compiler import Compiled
+from .compiler import Compiled, Listing
 from .errors import ConfigError, Problem, nearest
-from .expressions import Expression, decide, evaluate, is_plain
-from .graph import Graph, build_graph, is_build_time
+from .expressions import Expression, evaluate, is_plain
+from .graph import Graph, build_graph, is_build_time, outcome
 from .names import (
     ATTRIBUTES,
     CONSTANTS,
@@ -35,7 +35,6 @@ from .names import (
     torch_ops,
     training_position,
 )
-from .source import remember_lines
 
 _MODULES: dict[str, Any] = {"torch": torch, "F": F, "math": math, "einops": einops}
 MAX_FUNCTIONS = 1000
@@ -81,6 +80,7 @@ class _Lowering:
         self.statements: list[ast.stmt] = []
         self.symbols_read: set[str] = set()
         self.needs_training = False
+        self.listing = Listing(graph.block.node.source)
         self.expression: Expression | None = None  # the one being lowered
 
     def compiled(self) -> Compiled:
@@ -99,7 +99,8 @@ class _Lowering:
         tree.end_lineno, tree.end_col_offset = place.line, place.column - 1
         ast.fix_missing_locations(tree)
         helpers = tuple(helper for _, helper in self.helpers.values())
-        return Compiled(tree, remember_lines(self.block.node.source), self.scope, helpers, self.needs_training)
+        file = self.listing.remember()
+        return Compiled(self.block, tree, self.listing, file, self.scope, helpers, self.needs_training)
 
     # the frame of the function
 
@@ -114,6 +115,13 @@ class _Lowering:
         """Statements that read the symbols in use off the shapes of the inputs."""
         statements: list[ast.stmt] = []
         whole: dict[str, dict[int, str]] = {}  # required inputs without `...`: dimension -> symbol
+
+        def bind(target: ast.expr, value: ast.expr, name: str, dim: int) -> None:
+            declared = (self.block.inputs[name].shape or ())[dim]  # where a failure is to point
+            assert isinstance(declared, Expression)
+            statements.append(ast.copy_location(ast.Assign([target], value), declared.tree))
+            self._list(declared, statements[-1:])
+
         for symbol in self.block.symbols:
             if symbol not in self.symbols_read:
                 continue
@@ -129,16 +137,17 @@ class _Lowering:
                 for name, dim in reversed(bindings):
                     given = ast.Compare(_load(name), [ast.IsNot()], [ast.Constant(None)])
                     size = ast.IfExp(given, self._size(name, dim), size)
-            statements.append(ast.Assign([_store(symbol)], size))
+            bind(_store(symbol), size, *bindings[0])
         for name, by_dim in whole.items():
             if len(by_dim) == 1:
-                statements += [ast.Assign([_store(symbol)], self._size(name, dim)) for dim, symbol in by_dim.items()]
+                for dim, symbol in by_dim.items():
+                    bind(_store(symbol), self._size(name, dim), name, dim)
                 continue
             targets: list[ast.expr] = [
                 _store(by_dim.get(dim, "_")) for dim in range(len(self.block.inputs[name].shape or ()))
             ]
             shape = ast.Attribute(_load(name), "shape", ast.Load())
-            statements.append(ast.Assign([ast.Tuple(targets, ast.Store())], shape))
+            bind(ast.Tuple(targets, ast.Store()), shape, name, min(by_dim))
         return statements
 
     def _size(self, name: str, dim: int) -> ast.expr:
@@ -188,12 +197,24 @@ class _Lowering:
     def _value(self, value: Value, targets: tuple[str, ...] = ()) -> ast.expr:
         if isinstance(value, Expression):
             self.expression = value
-            return self._expr(value.tree, targets)
+            emitted = len(self.statements)
+            lowered = self._expr(value.tree, targets)
+            self._list(value, [*self.statements[emitted:], lowered])
+            return lowered
         if isinstance(value, list):
             entries = [self._value(entry) for entry in value]
-            return ast.Tuple(entries, ast.Load()) if value is self.block.outputs else ast.List(entries, ast.Load())
-        keys: list[ast.expr | None] = [ast.Constant(key) for key in value]
-        return ast.Dict(keys, [self._value(entry) for entry in value.values()])
+            held = ast.Tuple(entries, ast.Load()) if value is self.block.outputs else ast.List(entries, ast.Load())
+        else:
+            entries = [self._value(entry) for entry in value.values()]
+            held = ast.Dict([ast.Constant(key) for key in value], entries)
+        return ast.copy_location(held, entries[0]) if entries else held
+
+    def _list(self, expression: Expression, lowered: Sequence[ast.AST]) -> None:
+        """Move the lines of what an expression became to where the listing shows the expression."""
+        lines_before = self.listing.add(expression.node.source)
+        for part in (part for tree in lowered for part in ast.walk(tree) if lines_before and hasattr(part, "lineno")):
+            part.lineno += lines_before  # pyrefly: ignore
+            part.end_lineno += lines_before  # pyrefly: ignore
 
     # expressions
 
@@ -280,10 +301,10 @@ class _Lowering:
         return code
 
     def _conditional(self, tree: ast.IfExp, targets: tuple[str, ...]) -> ast.expr:
-        if is_build_time(tree.test, self.block):
-            assert self.expression is not None
-            taken = decide(self.expression, self.params, tree.test)
-            return self._expr(tree.body if taken else tree.orelse, targets)
+        assert self.expression is not None
+        decided = outcome(self.expression, self.params, tree.test, self.block)
+        if decided is not None:
+            return self._expr(tree.body if decided else tree.orelse, targets)
         test = self._expr(tree.test)
         outer = self.statements
         branches = []

@@ -5,16 +5,24 @@ from __future__ import annotations
 import ast
 import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
 from .block import Block
 from .compiler import Compiled
+from .failure import explain
+from .interpolation import escaped
 from .source import dump, read_text
+from .version1 import rename_weights
+
+if TYPE_CHECKING:
+    from .tap import Taps
 
 
 class Namespace(nn.Module):
@@ -43,6 +51,14 @@ class GraphModel(nn.Module):
         self.params = dict(params)  # the value of every param of the block
         add_members(self, members)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except Exception as error:
+            if not torch.compiler.is_dynamo_compiling():
+                explain(error, self)
+            raise
+
     @property
     def spec(self) -> dict[str, Any]:
         """A document of plain values that builds the same model: one file, its params as they are here."""
@@ -57,17 +73,86 @@ class GraphModel(nn.Module):
                 classes.setdefault(type(module), module._block.name)
         return "\n\n\n".join(_class_code(kind, name) for kind, name in reversed(classes.items()))
 
+    @property
+    def architecture_hash(self) -> str:
+        """SHA-256, in hexadecimal, of what the model computes: of its graph and modules, not of its weights.
+
+        The same for every way to write a model: names of nodes, params and blocks, order of nodes, comments and files
+        do not count, nor do initial values. Names of inputs and modules do, and any op, constant, argument or wire.
+        """
+        from .architecture import architecture_hash
+
+        return architecture_hash(self._block, self.params)
+
+    def tap(self, *selectors: str) -> AbstractContextManager[Taps]:
+        """The values inside the model, while the context is open:
+
+            with model.tap("h", "layers[*].a", "head") as taps:
+                model(x)
+            taps["layers.0.a"]
+
+        selectors: of nodes of the graph, also in inner blocks, and of modules (what they return). Nodes of a block
+        without modules have no path. A name that was computed more than once has the list of its values. The values are
+        the tensors themselves, with their gradients. Raises ConfigError for a selector that names nothing.
+        """
+        from .tap import open_taps
+
+        return open_taps(self, selectors)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `model.yaml`, the specification, and `model.safetensors`, the weights, into a folder; no code.
+
+        A file that is there is replaced when the new one is complete. Raises ConfigError for a model that its
+        specification does not describe any more, because modules were exchanged.
+        """
+        from .saving import save
+
+        save(self, folder)
+
+    @staticmethod
+    def from_pretrained(
+        folder: str | Path, *, device: torch.device | str | None = None, allow_imports: Sequence[str] = ()
+    ) -> GraphModel:
+        """The model that `save_pretrained` wrote, in training mode, each weight in the dtype it was saved in.
+
+        device: where the weights are read to, without a second copy on the way; the default device if None.
+        allow_imports: as for `build_model`. Raises ConfigError where the files are damaged or do not fit each other.
+        """
+        from .saving import load
+
+        return load(folder, device, allow_imports)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GraphModel:
+        """What the file gives a value has it again after `to_empty` from the meta device; see `init.restore`."""
+        from .init import restore
+
+        on_meta = {name for name, tensor in _tensors(self) if tensor.is_meta}
+        super()._apply(fn, recurse)
+        left = {name for name, tensor in _tensors(self) if name in on_meta and not tensor.is_meta}
+        if left:
+            restore(self, left)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Checkpoints of version 1 load, too: their keys begin with `graph_modules.`."""
+        rename_weights(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         memo[id(self._block)] = self._block  # declarations are never changed
-        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        twin.__dict__ = copy.deepcopy(self._untapped(), memo)
         return twin
 
     def __reduce__(self):
         # A pickle carries data: the class is compiled again from the specification, never loaded as code.
-        state = {key: value for key, value in self.__dict__.items() if key != "_block"}
+        state = {key: value for key, value in self._untapped().items() if key != "_block"}
         return _rebuild, (self._block.name, dump(self.spec)), state
+
+    def _untapped(self) -> dict[str, Any]:
+        """The attributes without what an open tap has set."""
+        return {key: value for key, value in self.__dict__.items() if key != "forward" or not hasattr(value, "taps")}
 
 
 def add_members(owner: nn.Module, members: Mapping[str, nn.Module | Member]) -> None:
@@ -80,21 +165,27 @@ def add_members(owner: nn.Module, members: Mapping[str, nn.Module | Member]) -> 
             owner.register_parameter(name, member.tensor)  # pyrefly: ignore
 
 
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers, what is shared under each of its names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
 @cache
 def _prototype(name: str, text: str) -> GraphModel:
-    from .build import build_tree
+    """A model of the class that a specification describes, one for all that ask; its sizes mean nothing."""
+    from .build import build_prototype
 
-    with torch.device("meta"):
-        # What the file imports has to be imported already: a pickle opens no door that its reader did not open.
-        return build_tree(read_text(text, f"<{name}>"), name, allow_imports=tuple(sys.modules))
+    # What the file imports has to be imported already: a pickle opens no door that its reader did not open.
+    return build_prototype(read_text(text, f"<{name}>"), name, allow_imports=tuple(sys.modules))
 
 
 def _rebuild(name: str, text: str) -> GraphModel:
     """An instance of the class of a specification, without its state."""
-    prototype = _prototype(name, text)
-    instance = type(prototype).__new__(type(prototype))
+    known = _prototype(name, text)
+    instance = type(known).__new__(type(known))
     nn.Module.__init__(instance)
-    instance._block = prototype._block
+    instance._block = known._block
     return instance
 
 
@@ -104,14 +195,14 @@ def _document(block: Block, params: Mapping[str, Any], blocks: Mapping[str, Bloc
     own = {key: node.plain for key, node in block.node.value.items()}
     document: dict[str, Any] = {"imports": own["imports"]} if "imports" in own else {}
     if params or "params" in own:
-        document["params"] = dict(params) or own["params"]
+        document["params"] = escaped(dict(params)) or own["params"]
     document["inputs"] = own.get("inputs") or {}
     if blocks:
         document["blocks"] = {
             name: ({"schema_version": 2} if inner.parent is None else {}) | _document(inner, {}, inner.blocks)
             for name, inner in blocks.items()
         }
-    rest = ("modules", "graph", "outputs")
+    rest = ("modules", "graph", "outputs", "init")
     return {**document, **{key: own[key] for key in rest if own.get(key) is not None}}
 
 

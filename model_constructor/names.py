@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -16,11 +17,13 @@ from .errors import ConfigError, Problem, nearest
 
 T = TypeVar("T", bound=Callable[..., Any])
 
+SIGNATURE_POLICIES = ("strict", "best_effort", "runtime_only")  # of version 1
+
 
 class Registry:
     """Names -> classes or functions, filled by a decorator. A name can be taken once."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str = "entry") -> None:
         self.kind = kind  # what the entries are called in messages
         self._entries: dict[str, Callable[..., Any]] = {}
 
@@ -54,6 +57,43 @@ class Registry:
 
     def keys(self) -> list[str]:
         return sorted(self._entries)
+
+    def register_module(
+        self,
+        name: str,
+        factory: Callable[..., Any],
+        *,
+        signature_policy: str = "best_effort",
+        tags: Sequence[str] = (),
+        doc: str | None = None,
+    ) -> None:
+        """Enter a module type for model files, as version 1 wrote it. Arguments are checked under every policy."""
+        _check_policy(signature_policy)
+        TYPES.register(identifier(name))(factory)
+
+    def register_op(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        signature_policy: str = "runtime_only",
+        tags: Sequence[str] = (),
+        doc: str | None = None,
+    ) -> None:
+        """Enter an op for model files, as version 1 wrote it."""
+        _check_policy(signature_policy)
+        OPS.register(identifier(name))(function)
+
+
+def _check_policy(name: str) -> None:
+    if name not in SIGNATURE_POLICIES:
+        hint = nearest(name, SIGNATURE_POLICIES)
+        raise ConfigError(Problem(f"no signature policy is called '{name}'.", hint=hint))
+
+
+def identifier(name: str) -> str:
+    """A registered name as expressions write it: version 1 allowed names with dots."""
+    return re.sub(r"\W", "_", name)
 
 
 def _home(entry: Callable[..., Any]) -> str:
@@ -155,7 +195,9 @@ ATTRIBUTES = frozenset(("shape", "dtype", "device", "ndim", "mT"))
 # What a block may not name anything: words of the dialect, and the instance in the compiled code.
 TAKEN = frozenset(("index", "training", "params", "each", "self"))
 # What a module may not be called besides: the public attributes that a GraphModel adds to nn.Module's.
-TAKEN_BY_MODELS = frozenset(("code", "inputs", "spec"))
+TAKEN_BY_MODELS = frozenset(
+    ("architecture_hash", "code", "from_pretrained", "inputs", "save_pretrained", "spec", "tap")
+)
 
 
 @cache
@@ -212,8 +254,9 @@ def torch_types() -> dict[str, type]:
 def shipped_types() -> dict[str, type]:
     """The module classes that this package adds to torch's."""
     from . import blocks
+    from .blocks import version1
 
-    return {name: getattr(blocks, name) for name in blocks.__all__}
+    return {**{name: getattr(blocks, name) for name in blocks.__all__}, **version1.BLOCKS}
 
 
 def find_type(name: str) -> type | Callable[..., Any] | None:

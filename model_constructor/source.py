@@ -10,7 +10,7 @@ import bisect
 import linecache
 import re
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -21,8 +21,8 @@ from .errors import ConfigError, Place, Problem
 
 Scalar = str | int | float | bool | None
 
-MAX_BYTES = 4_000_000
-MAX_NODES = 200_000  # after aliases are expanded
+MAX_BYTES = 1_000_000
+MAX_NODES = 20_000  # after aliases are expanded
 MAX_DEPTH = 60
 MAX_DIGITS = 300
 
@@ -44,10 +44,11 @@ _WORDS: dict[str, Scalar] = {
 class SourceFile:
     """The text of one file as it was when it was read; `name` is what messages call it."""
 
-    def __init__(self, name: str, text: str, shown: str | None = None) -> None:
-        """`shown` is what messages quote in place of `text`: a single line."""
+    def __init__(self, name: str, text: str, shown: str | None = None, folder: Path = Path()) -> None:
+        """`shown` is what messages quote in place of `text`: a single line; paths in it are relative to `folder`."""
         self.name = name
         self.text = text
+        self.folder = folder
         ends = [match.end() for match in _LINE_END.finditer(text)]
         self.starts = [0, *ends]  # offsets in the text
         bounds = zip(self.starts, [*ends, len(text)], strict=True)
@@ -66,7 +67,10 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One YAML value. `value` is a scalar, a list of nodes, or a dict of nodes; `text` a scalar as it was written."""
+    """One YAML value. `value` is a scalar, a list of nodes, or a dict of nodes; `text` a scalar as it was written.
+
+    What set the value before is in `earlier`, the oldest first; entries that were taken out of a mapping in `removed`.
+    """
 
     value: Scalar | list[Node] | dict[str, Node]
     place: Place
@@ -75,6 +79,9 @@ class Node:
     key_places: dict[str, Place] = field(default_factory=dict)
     span: tuple[int, int] = (0, 0)  # offsets of a scalar in `source.text`
     style: str = ""  # of a scalar: "" (plain), ', ", | or >
+    how: str = ""  # it came about, if not by being written: "removed", "computed", "environment NAME"
+    earlier: tuple[Node, ...] = ()
+    removed: dict[str, Node] = field(default_factory=dict)
 
     @property
     def plain(self) -> object:
@@ -88,9 +95,36 @@ class Node:
     def key_place(self, key: str) -> Place:
         return self.key_places.get(key, self.place)
 
+    def entries(self) -> list[tuple[str | int, Node]]:
+        """The keys of a mapping or the positions of a list, each with the value there; of a scalar, nothing."""
+        if isinstance(self.value, dict):
+            return list(self.value.items())
+        return list(enumerate(self.value)) if isinstance(self.value, list) else []
+
+    def after(self, below: Node | None) -> Node:
+        """This value, set where `below` was."""
+        if below is None:
+            return self
+        return replace(self, earlier=(*below.earlier, replace(below, earlier=()), *self.earlier))
+
+    def part(self, start: int, stop: int) -> Node:
+        """The scalar that `text[start:stop]` is, with its own place."""
+        offsets = self._offsets()
+        begin, end = offsets[start], offsets[stop]
+        line, column = self.source.position(begin)
+        place = self.source.place(line, column, min(end - begin, len(self.source.lines[line]) - column))
+        text = self.text[start:stop]
+        return Node(text, place, self.source, text, span=(begin, end), how=self.how)
+
     def positions(self) -> list[tuple[int, int]]:
         """For each character of `text` (and its end): its line and column in the file, counted from 0."""
+        return [self.source.position(offset) for offset in self._offsets()]
+
+    def _offsets(self) -> list[int]:
+        """For each character of `text` (and its end): its offset in `source.text`."""
         start, end = self.span
+        if self.how:  # the text stands in no file
+            return [start] * (len(self.text) + 1)
         raw, at = self.source.text, start
         while raw.startswith("&", at):  # behind an anchor
             at += len(raw[at:end].split(None, 1)[0])
@@ -108,7 +142,7 @@ class Node:
                 at += 1
             offsets.append(at)
             at += _ESCAPE_LENGTHS.get(raw[at + 1], 2) if escaped else 1
-        return [self.source.position(offset) for offset in (*offsets, at)]
+        return [*offsets, at]
 
 
 def read_file(path: str | Path) -> Node:
@@ -132,13 +166,18 @@ def read_file(path: str | Path) -> Node:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(Problem(f"{path}: byte {error.start} is not UTF-8 text.")) from error
-    return read_text(text, str(path))
+        before = SourceFile(str(path), raw[: error.start].decode("utf-8"))
+        place = before.place(*before.position(len(before.text)))
+        raise ConfigError(Problem(f"byte {error.start} is not UTF-8 text.", place)) from error
+    return read_text(text, str(path), folder=path.parent)
 
 
-def read_text(text: str, name: str, shown: str | None = None) -> Node:
-    """The tree of a YAML text; `name` stands for the file in messages, `shown` for what they quote if not `text`."""
-    source = SourceFile(name, text, shown)
+def read_text(text: str, name: str, shown: str | None = None, folder: Path = Path()) -> Node:
+    """The tree of a YAML text; `name` stands for the file in messages, `shown` for what they quote if not `text`.
+
+    Paths in the text are relative to `folder`.
+    """
+    source = SourceFile(name, text, shown, folder)
     if not text.strip():
         raise ConfigError(Problem(f"{name}: the file is empty."))
     try:
@@ -146,8 +185,9 @@ def read_text(text: str, name: str, shown: str | None = None) -> Node:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_syntax_problem(error, source)) from None
-    except yaml.YAMLError as error:  # a character that YAML does not allow
-        raise ConfigError(Problem(f"{name}: {error}")) from None
+    except yaml.reader.ReaderError as error:  # a character that YAML does not allow
+        place = source.place(*source.position(error.position))
+        raise ConfigError(Problem(f"the character U+{ord(text[error.position]):04X} is not allowed.", place)) from None
     if root is None or (isinstance(root, ScalarNode) and not root.value and not root.style):
         raise ConfigError(Problem(f"{name}: the file holds no values."))
     reader = _Reader(source)
@@ -330,10 +370,13 @@ def _syntax_problem(error: yaml.MarkedYAMLError, source: SourceFile) -> Problem:
         return Problem("a second ': ' on one line.", place, hint)
     if "alias" in problem or "while scanning an alias" in (error.context or ""):
         return Problem(f"{problem}.", place, "an expression cannot begin with '*': put it in quotes")
-    if "cannot start any token" in problem:
+    if "cannot start any token" in problem or "block scalar" in (error.context or ""):
         return Problem("this character cannot begin a value.", place, "put the expression in quotes")
-    if "${" in place.text and place.text.lstrip()[:1] != "#":
-        return Problem(f"{problem}.", place, "put '${...}' in quotes")
+    unquoted = re.compile(r"\$\{[^{}]*\}?").match(place.text, max(mark.column - 1, 0))
+    if unquoted:
+        place = source.place(mark.line, unquoted.start(), len(unquoted[0]))
+        hint = f'write it in quotes, as in "{unquoted[0]}", or the mapping over several lines'
+        return Problem("inside {} or [] a '${...}' has to be quoted.", place, hint)
     context = f" ({error.context})" if error.context else ""
     if "flow" in context:
         hint = "inside {} or [] YAML cuts at each comma and ': ': put the expression in quotes"

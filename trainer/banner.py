@@ -6,7 +6,6 @@ from contextlib import closing
 
 import torch
 
-from model_constructor import dump
 from trainer.build import Run
 from trainer.loop import autocast, training_batches
 from trainer.modeling import describe_components
@@ -65,7 +64,7 @@ def dry_run(run: Run) -> str:
     numbers = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
     return "\n".join(
         [
-            dump(run.config.data).rstrip(),
+            run.config.source.text.rstrip(),
             "",
             banner(run, Progress()),
             "one batch",

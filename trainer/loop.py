@@ -95,7 +95,8 @@ def try_one_batch(run: Run) -> None:
         shapes = ", ".join(f"{key} {shape}" for key, shape in run.data.item_shapes.items() if shape)
         why = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         message = f"the first batch does not go through the models and the loss: {why}"
-        hint = f"one sample holds {shapes}; compare the models' inputs and outputs"
+        told = f"one sample holds {shapes}; compare the models' inputs and outputs"
+        hint = "\n".join([*getattr(error, "__notes__", ()), told])  # the notes name the node and what it read
         raise ConfigError(Problem(message, yaml_place(error) or run.config.place("train", "trainer"), hint)) from error
     finally:
         set_random_state(before)

@@ -149,7 +149,7 @@ def open_run_folder(run: Run) -> Path:
         run_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(run_dir)
         (run_dir / ENVIRONMENT).write_text(json.dumps(_environment(run), indent=1), encoding="utf-8")
-        (run_dir / "config.yaml").write_text(dump(run.config.data), encoding="utf-8")
+        (run_dir / "config.yaml").write_text(run.config.source.text, encoding="utf-8")
         save_stats(run.data.norm_stats, run_dir / "dataset_stats.json")  # for people; a policy reads its checkpoint's
         write_stats_pickle(run.data.norm_stats, run_dir / "dataset_stats.pkl")
     return run_dir

@@ -1,4 +1,4 @@
-"""Embeddings of positions and times."""
+"""Sinusoidal embedding of times and positions (Vaswani et al. 2017, section 3.5)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class SinusoidalEmbedding(nn.Module):
         self.max_period = max_period
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [...] -> [..., dim], cosines first."""
+        """x [...] -> [..., dim], cosines first, computed in float32; of x's dtype, or float32 of whole numbers."""
         half = self.dim // 2
         exponents = torch.arange(half, device=x.device, dtype=torch.float32) / half
-        angles = x[..., None].float() * torch.exp(-math.log(self.max_period) * exponents)
-        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+        angles = x[..., None] * torch.exp(-math.log(self.max_period) * exponents)
+        embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return embedding.to(x.dtype) if x.is_floating_point() else embedding

@@ -1,76 +1,144 @@
-"""Forward time of a compiled graph against the same module written by hand, and against torch.fx.
+"""Forward time of a compiled graph against the same graph written by hand, traced by torch.fx, and run by tensordict.
 
     python tests/benchmarks/graph_model.py
 
-Fifty nodes of tiny operations, where every microsecond of overhead shows; one thread, interleaved, medians.
+Fifty nodes of one kind of tiny operation, where every microsecond of overhead shows; one thread, no gradients, the
+contenders in turn, medians. What counts is the column `ratio`: time over that of the module written by hand.
 """
 
 from __future__ import annotations
 
+import argparse
+import operator
 import statistics
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
 from model_constructor import build_model
 
-NODES, DIM, ROUNDS, CALLS = 50, 8, 200, 20
+NODES, DIM = 50, 8
 
 
-class Handwritten(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        for i in range(0, NODES, 2):
-            self.add_module(f"linear{i}", nn.Linear(DIM, DIM))
+class Kind(NamedTuple):
+    """What node i computes of the node before it and of the input x0."""
+
+    yaml: str
+    python: str
+    function: Callable[[nn.Module, int], Callable[[Tensor, Tensor], Tensor]]
+    modules: bool = False  # whether each node has a Linear of its own
 
 
-def handwritten() -> nn.Module:
-    """The module a person would write: one line per node."""
-    lines = [f"    x = {f'self.linear{i}(x)' if i % 2 == 0 else 'x + x0'}" for i in range(NODES)]
-    scope: dict = {}
-    exec("def forward(self, x0):\n    x = x0\n" + "\n".join(lines) + "\n    return x", scope)
-    return type("Handwritten", (Handwritten,), {"forward": scope["forward"]})()
+def first_argument(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, x0: function(x)
 
 
-def document() -> dict:
-    names = [f"h{i}" for i in range(NODES)]
-    before = ["x0", *names]
+KINDS = {
+    "additions": Kind("{before} + x0", "{before} + x0", lambda model, i: operator.add),
+    "functions": Kind("sin({before})", "torch.sin({before})", lambda model, i: first_argument(torch.sin)),
+    "Linear modules": Kind(
+        "linear{i}({before})",
+        "self.linear{i}({before})",
+        lambda model, i: first_argument(model.get_submodule(f"linear{i}")),
+        modules=True,
+    ),
+}
+
+
+def filled(text: str) -> list[str]:
+    """The text of each node h0, h1, ..."""
+    return [text.format(i=i, before=f"h{i - 1}" if i else "x0") for i in range(NODES)]
+
+
+def handwritten(kind: Kind) -> nn.Module:
+    """The module that a person would write: one line per node."""
+    lines = [f"    h{i} = {expression}" for i, expression in enumerate(filled(kind.python))]
+    scope: dict = {"torch": torch}
+    exec("\n".join(["def forward(self, x0):", *lines, f"    return h{NODES - 1}"]), scope)
+    model = type("Handwritten", (nn.Module,), {"forward": scope["forward"]})()
+    for i in range(NODES if kind.modules else 0):
+        model.add_module(f"linear{i}", nn.Linear(DIM, DIM))
+    return model
+
+
+def document(kind: Kind) -> dict:
     return {
         "schema_version": 2,
         "inputs": {"x0": ["B", DIM]},
-        "modules": {f"linear{i}": f"Linear({DIM}, {DIM})" for i in range(0, NODES, 2)},
-        "graph": {
-            name: f"linear{i}({before[i]})" if i % 2 == 0 else f"{before[i]} + x0" for i, name in enumerate(names)
-        },
-        "outputs": names[-1],
+        "modules": {f"linear{i}": f"Linear({DIM}, {DIM})" for i in range(NODES if kind.modules else 0)},
+        "graph": {f"h{i}": expression for i, expression in enumerate(filled(kind.yaml))},
+        "outputs": f"h{NODES - 1}",
     }
 
 
-def median_us(model: nn.Module, x: Tensor) -> float:
-    began = time.perf_counter()
-    for _ in range(CALLS):
-        model(x)
-    return 1e6 * (time.perf_counter() - began) / CALLS
+class Sequential(nn.Module):
+    """tensordict's graph: each node reads and writes its names in one dict."""
+
+    def __init__(self, kind: Kind, model: nn.Module) -> None:
+        super().__init__()
+        before = ["x0", *(f"h{i}" for i in range(NODES))]
+        nodes = [
+            TensorDictModule(kind.function(model, i), in_keys=[before[i], "x0"], out_keys=[f"h{i}"])
+            for i in range(NODES)
+        ]
+        self.nodes = TensorDictSequential(*nodes)
+
+    def forward(self, x0: Tensor) -> Tensor:
+        return self.nodes(TensorDict({"x0": x0}, batch_size=[]))[f"h{NODES - 1}"]
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    by_hand = handwritten()
-    ours = build_model(document())
+def contenders(kind: Kind) -> dict[str, nn.Module]:
+    """The same function four times, with the same weights."""
+    by_hand = handwritten(kind)
+    ours = build_model(document(kind))
     ours.load_state_dict(by_hand.state_dict())
-    peers = {"handwritten": by_hand, "GraphModel": ours, "torch.fx GraphModule": torch.fx.symbolic_trace(by_hand)}
+    return {
+        "handwritten": by_hand,
+        "GraphModel": ours,
+        "torch.fx": torch.fx.symbolic_trace(by_hand),
+        "TensorDictSequential": Sequential(kind, by_hand),
+    }
+
+
+def microseconds(model: nn.Module, x: Tensor, calls: int) -> float:
+    began = time.perf_counter()
+    for _ in range(calls):
+        model(x)
+    return 1e6 * (time.perf_counter() - began) / calls
+
+
+def measure(kind: Kind, rounds: int, calls: int) -> dict[str, float]:
+    """Microseconds per forward of each contender: the median of the rounds."""
+    models = contenders(kind)
     x = torch.randn(2, DIM)
-    times: dict[str, list[float]] = {name: [] for name in peers}
+    times: dict[str, list[float]] = {name: [] for name in models}
     with torch.no_grad():
-        assert torch.equal(ours(x), by_hand(x))
-        for _ in range(ROUNDS):
-            for name, model in peers.items():
-                times[name].append(median_us(model, x))
-    base = statistics.median(times["handwritten"])
-    print(f"| {NODES} nodes, [2, {DIM}] | us per forward | ratio to handwritten |\n|---|---|---|")
-    for name, values in times.items():
-        print(f"| {name} | {statistics.median(values):.1f} | {statistics.median(values) / base:.3f} |")
+        expected = models["handwritten"](x)
+        for name, model in models.items():
+            assert torch.equal(model(x), expected), name
+        for turn in range(rounds):
+            order = list(models) if turn % 2 else list(reversed(models))
+            for name in order:
+                times[name].append(microseconds(models[name], x, calls))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--calls", type=int, default=20, help="forwards per round")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    print(f"| {NODES} nodes, [2, {DIM}] | | us per forward | ratio |\n|---|---|---|---|")
+    for title, kind in KINDS.items():
+        times = measure(kind, given.rounds, given.calls)
+        for name, value in times.items():
+            print(f"| {title} | {name} | {value:.1f} | {value / times['handwritten']:.3f} |")
 
 
 if __name__ == "__main__":

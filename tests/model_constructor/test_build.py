@@ -187,7 +187,8 @@ CONSTRUCTOR_SLIPS = [  # (constructor, what the caret is under, part of what is 
     ("Param(2, 2.5)", "Param(2, 2.5)", "sizes"),
     ("Param(2, init=onse)", "onse", "did you mean 'ones'?"),
     ("Param(2, init=xavier_uniform)", "xavier_uniform", "cannot fill"),
-    ("Param(2, init=constant(v=1))", "constant(v=1)", "cannot fill"),
+    ("Param(2, init=constant(v=1))", "v=1", "known here: val"),
+    ("Param(2, init=constant('a'))", "constant('a')", "cannot fill"),
     ("Param([1.0], init=ones)", "ones", "already"),
     ("Param(2, persistent=False)", "False", "no argument 'persistent'"),
     ("Buffer(2, requires_grad=False)", "False", "no argument 'requires_grad'"),
@@ -853,3 +854,29 @@ def test_of_any_file_comes_a_model_or_a_config_error(tmp_path: Path):
 @pytest.mark.slow
 def test_of_any_of_many_files_comes_a_model_or_a_config_error(tmp_path: Path):
     mutations(6000, 1, tmp_path / "m.yaml")
+
+
+@pytest.mark.parametrize(("activation", "kind"), [("relu", nn.ReLU), ("silu", nn.SiLU)])
+def test_a_module_is_chosen_from_a_table_by_a_param(build: Callable, activation: str, kind: type):
+    model = build(
+        """\
+        params: {activation: relu}
+        inputs: {x: [B, 3]}
+        modules:
+          m: "Linear(3, 3) >> {'relu': ReLU(), 'silu': SiLU()}[activation]"
+          n: "[Linear(3, 3), Linear(3, 4)][1]"
+        outputs: n(m(x))
+        """,
+        params={"activation": activation},
+    )
+    assert type(model.m[1]) is kind and model.n.out_features == 4
+
+
+def test_an_entry_that_the_table_does_not_have_is_an_error_with_the_nearest(problems: Callable):
+    (problem,) = problems("""\
+        params: {activation: rleu}
+        inputs: {x: [B, 3]}
+        modules: {m: "{'relu': ReLU(), 'silu': SiLU()}[activation]"}
+        outputs: m(x)
+        """)
+    assert problem.message == "there is no entry 'rleu'." and "did you mean 'relu'?" in problem.hint

@@ -288,3 +288,11 @@ def test_where_python_only_warns_and_warnings_are_errors_comes_a_model_or_a_conf
         warnings.simplefilter("error")
         with contextlib.suppress(ConfigError):
             assert build_model(tmp_path / "m.yaml")(0) is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["[0] * 900000 + [0] * 900000", "'a' * 900000 + 'a' * 900000", "2 ** 4000 * 2 ** 4000 * " * 9 + "2 ** 4000"]
+)
+def test_lists_and_numbers_cannot_grow_without_bound(text: str):
+    with pytest.raises(ConfigError, match=r"too large|more than"):
+        value(text)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from model_constructor import ConfigError
+
 HEAD = "inputs: {x: [B, 3]}\nmodules:\n  head: Linear(3, 3)\n"
 
 UNKNOWN = [  # (text; its first line is line 2, line, what the caret is under, part of what is said)
@@ -38,7 +40,7 @@ UNKNOWN = [  # (text; its first line is line 2, line, what the caret is under, p
     (HEAD.replace("Linear(3", "Linaer(3") + "outputs: head(x)\n", 4, "Linaer", "did you mean 'Linear'?"),
     (HEAD.replace("Linear(3, 3)", "Linear(dim, 3)") + "outputs: head(x)\n", 4, "dim", "'dim'"),
     (HEAD.replace("Linear(3, 3)", "Linear") + "outputs: head(x)\n", 4, "Linear", "Linear(...)"),
-    (HEAD.replace("Linear(3, 3)", "Linear(_, 3)") + "outputs: head(x)\n", 4, "_", "'_'"),
+    (HEAD.replace("Linear(3, 3)", "Linear(_ + 1, 3)") + "outputs: head(x)\n", 4, "_", "'_'"),
     (HEAD.replace("Linear(3, 3)", "Linear(x, 3)") + "outputs: head(x)\n", 4, "x", "'x'"),
     (HEAD.replace("Linear(3, 3)", "Linear(B, 3)") + "outputs: head(x)\n", 4, "B", "'B'"),
 ]
@@ -248,3 +250,39 @@ def test_a_parameter_or_a_choice_by_param_uses_an_entry_too(build: Callable, use
 def test_a_block_that_could_not_be_called_is_refused(problems: Callable, name: str):
     found = problems(f"inputs: {{x: any}}\nblocks:\n  {name}: {{inputs: {{x: any}}, outputs: x}}\noutputs: x\n")
     assert f"'{name}' cannot name a block" in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("test", "kept"),
+    [
+        ("wide and training", False),
+        ("training and wide", False),
+        ("not (training or not wide)", False),
+        ("narrow and training", True),
+        ("wide or training", True),
+        ("narrow or training", True),
+    ],
+)
+def test_a_test_is_decided_at_build_when_params_decide_it_whatever_the_rest(build: Callable, test: str, kept: bool):
+    model = build(f"""\
+        params: {{wide: false, narrow: true}}
+        inputs: {{x: [B, 3]}}
+        modules: {{l: "Linear(3, 3)"}}
+        outputs: l(x) if {test} else x
+        """)
+    assert hasattr(model, "l") == kept
+    assert ("training" in model.code) == (test in ("narrow and training", "wide or training"))
+
+
+def test_a_cycle_through_a_branch_that_params_cut_is_none(build: Callable):
+    text = """\
+        params: {loop: false}
+        inputs: {x: [B, 3]}
+        graph:
+          a: b if loop and training else x
+          b: a + 1
+        outputs: b
+        """
+    assert build(text)(torch.zeros(2, 3)).sum() == 6
+    with pytest.raises(ConfigError, match="cycle"):
+        build(text, params={"loop": True})

@@ -67,8 +67,12 @@ def test_the_public_names_are_these():
         "Problem",
         "Registry",
         "build_model",
+        "compile_ir",
         "dump",
         "load_config",
         "register",
+        "resolve_config",
+        "select",
+        "select_parameters",
     ]
     assert all(hasattr(model_constructor, name) for name in model_constructor.__all__)

@@ -96,7 +96,13 @@ TRAPS = [  # (text, line of the problem, what it points at, part of what is said
     ("y: {a: x[:, None]}\n", 1, "", "comma"),
     ("y: a if b: c\n", 1, ":", "': '"),
     ("y: x[1: 2]\n", 1, ":", "': '"),
-    ("y: {a: ${dim}}\n", 1, "", "quotes"),
+    ("y: {a: ${dim}}\n", 1, "${dim}", 'write it in quotes, as in "${dim}"'),
+    ("y: [1, x-${4 * dim}]\n", 1, "${4 * dim}", 'write it in quotes, as in "${4 * dim}"'),
+    ("y: {a: 1,\n  b: ${max(a, 2)}, c: 3}\n", 2, "${max(a, 2)}", "over several lines"),
+    ("y: {a: ${env:N,8}}\n", 1, "${env:N,8}", "has to be quoted"),
+    ("y: {a: f(x: 1)}\n", 1, "f(x:", "': '"),
+    ("y: >= 3\n", 1, "", "cannot begin"),
+    ("y: |x\n", 1, "", "cannot begin"),
     ("y: *x\n", 1, "", "alias"),
     ("y: @x\n", 1, "@", "cannot begin"),
     ("[a, b]: 1\n", 1, "", "plain name"),
@@ -260,3 +266,9 @@ def test_a_device_that_never_ends_is_not_read():
 def test_characters_that_yaml_does_not_allow_are_refused(text: str):
     with pytest.raises(ConfigError):
         read_text(text, "m.yaml")
+
+
+def test_a_value_stands_after_what_was_set_before():
+    first, second, third = (read_text(f"{value}\n", "m.yaml") for value in (1, 2, 3))
+    assert [node.plain for node in third.after(second.after(first)).earlier] == [1, 2]
+    assert third.after(None) is third

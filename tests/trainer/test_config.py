@@ -179,6 +179,7 @@ def test_a_batch_that_does_not_fit_is_told_at_the_models_line(config: Path) -> N
     with pytest.raises(ConfigError, match="does not go through") as raised:
         train(config)
     assert raised.value.problems[0].place.file.endswith("encoder.yaml")
+    assert "of 'encoder', calling" in raised.value.problems[0].hint
 
 
 @pytest.mark.parametrize("key", ["accumulate: 2", "clip_grad_norm: 2.0"])
@@ -250,3 +251,40 @@ def test_a_config_is_written_back_as_it_was_used(config: Path, project: Path) ->
     saved = yaml.safe_load((project / "runs/toy/config.yaml").read_text())
     assert saved["train"]["max_steps"] == 1
     assert saved["data"]["batch_size"] == 16
+
+
+def test_a_config_starts_from_others_and_computes_its_values(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_STEPS", "5")
+    config.with_name("mine.yaml").write_text(
+        "defaults: [{base: config.yaml}]\n"
+        "seed: ${train.log_every + 1}\n"
+        "data: {datamodule: {params: {episodes: '${data.batch_size}'}}}\n"
+        "train:\n"
+        "  max_steps: ${env:int:TOY_STEPS}\n"
+        "  save_dir: runs/${train.trainer.type}-${seed}\n"
+        "  clip_grad_norm: null\n"
+    )
+    run = load_run_config(config.with_name("mine.yaml"), ["data.batch_size=4"])
+    experiment = run.experiment
+    assert (experiment.seed, experiment.data.batch_size, experiment.train.max_steps) == (5, 4, 5)
+    assert experiment.data.datamodule.params == {"episodes": 4}
+    assert experiment.train.save_dir == "runs/toy_trainer-5"
+    assert experiment.train.clip_grad_norm is None  # null is a value here, and takes nothing away
+    assert experiment.model.component_optims["head"].params == {"lr": 0.05}
+
+
+def test_what_a_base_gets_wrong_is_told_in_the_base(config: Path) -> None:
+    line = broken(config, "batch_size: 16", "batchsize: 16")
+    config.with_name("mine.yaml").write_text("defaults: [config.yaml]\ndata: {num_workers: 0}\n")
+    with pytest.raises(ConfigError) as raised:
+        load_run_config(config.with_name("mine.yaml"))
+    (problem,) = raised.value.problems
+    assert (Path(problem.place.file).name, problem.place.line) == ("config.yaml", line)
+
+
+def test_a_mapping_starts_from_files_of_the_working_directory(
+    config: Path, written: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(config.parent)
+    run = load_run_config({"defaults": [Path("config.yaml")], "seed": 8})
+    assert run.data == {**written, "seed": 8}

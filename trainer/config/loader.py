@@ -1,7 +1,6 @@
 """Loader: a train config's file (or mapping) and overrides -> RunConfig, or one ConfigError with all that is wrong."""
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,27 +43,19 @@ class RunConfig:
 def load_run_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """Load, import plugins, validate. Nothing is built to be kept, and nothing is written."""
     if isinstance(config, Mapping):
-        return _load_mapping(config, overrides)
+        return _validated(load_config(_plain(dict(config)), overrides), Folders.of_directory(Path.cwd()))
     path = Path(config).expanduser()
-    return _validated(load_config(path, overrides=list(overrides)), Folders.of_file(path))
+    return _validated(load_config(path, overrides), Folders.of_file(path))
 
 
 def written_overrides(overrides: Mapping[str, Any]) -> list[str]:
     """`{"train.max_steps": 20}` -> `["train.max_steps=20"]`, as the command line has them."""
-    return [f"{key}={_dump([value], flow=True).strip()[1:-1]}" for key, value in overrides.items()]
+    return [f"{key}={dump([_plain(value)], flow=True).strip()[1:-1]}" for key, value in overrides.items()]
 
 
-def _load_mapping(config: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
-    """A mapping goes the way of a file, so that it is held to the same rules and shown with the same excerpts."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(_dump(dict(config)))
-        return _validated(load_config(path, overrides=list(overrides)), Folders.of_directory(Path.cwd()))
-
-
-def _dump(value: Any, flow: bool = False) -> str:
-    plain = json.loads(json.dumps(value, default=str))  # paths become text, tuples become lists
-    return dump(plain, flow=flow)
+def _plain(value: Any) -> Any:
+    """Paths become text, tuples become lists."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _validated(source: Any, folders: Folders) -> RunConfig:

@@ -1,0 +1,189 @@
+"""Failure: an exception on its way out of a model -> notes that say in which node it arose, and what that node read.
+
+Nothing here runs unless something fails, and nothing of what failed is kept but text.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from itertools import chain, islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .block import Block, expressions
+from .compiler import Compiled
+from .errors import Place
+from .expressions import Expression
+
+if TYPE_CHECKING:
+    from .model import GraphModel
+
+SHOWN = 4  # entries of a list or dict
+_CALLS = vars(torch.nn.modules.module)  # the globals of the functions that call a forward
+_READ = (ast.Name, ast.Attribute, ast.Subscript)
+
+
+def explain(error: Exception, model: GraphModel) -> None:
+    """Add a note to `error` for each compiled function of `model` that it came through, the innermost first.
+
+    Called by the handler in `GraphModel.__call__`; the models around this one add their own notes after these.
+    """
+    if type(error).__module__ == "torch.utils.checkpoint":
+        return  # no failure: checkpointing ends each recomputation with an exception
+    try:
+        for note in reversed(list(_notes(error, model))):
+            error.add_note(note)
+    except Exception as fault:  # a fault of ours must not take the place of the user's error
+        error.add_note(f"(where in the model file this was cannot be told: {type(fault).__name__}: {fault})")
+
+
+def _notes(error: Exception, model: GraphModel) -> Iterator[str]:
+    first = error.__traceback__
+    assert first is not None  # the call of this model
+    functions = {_key(compiled): compiled for compiled in _functions(type(model)._compiled)}
+    path = _path(model, _outermost(first, model))
+    step: TracebackType | None = first.tb_next
+    while step is not None and step.tb_frame.f_code is not first.tb_frame.f_code:  # which begins an inner model
+        code = step.tb_frame.f_code
+        compiled = functions.get((code.co_filename, code.co_name, code.co_firstlineno))
+        if compiled is not None:
+            yield _note(step, compiled, model, path)
+            path = ""  # what this function calls are blocks without modules
+        elif isinstance(error, TypeError) and step.tb_next is None and step.tb_frame.f_globals is _CALLS:
+            yield _signature(model._block)  # its forward was not entered: the arguments do not bind
+        step = step.tb_next
+
+
+def _note(step: TracebackType, compiled: Compiled, model: GraphModel, path: str) -> str:
+    """Where in the file a function failed, and what the expression there reads."""
+    frame, block = step.tb_frame, compiled.block
+    where, names, place = _locate(step, compiled)
+    calling = _called(step.tb_next, model)
+    tensors = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    known = {_dotted(name): tensor for name, tensor in tensors} | frame.f_locals
+    read = {name: known[name] for name in names if name in known}
+    return "".join(
+        (
+            f"{place}  in {where} of '{block.name}'",
+            f" ({path})" if path else "",
+            f", calling {calling}" if calling else "",
+            ": " if read else "",
+            ", ".join(f"{name} {_describe(value)}" for name, value in read.items()),
+        )
+    )
+
+
+def _signature(block: Block) -> str:
+    """What a call of the block takes."""
+    place = next((declared.place for declared in block.inputs.values()), block.node.place)
+    inputs = []
+    for name, declared in block.inputs.items():
+        shape = "any"
+        if declared.shape is not None:
+            sizes = ("..." if s is None else s.text if isinstance(s, Expression) else str(s) for s in declared.shape)
+            shape = f"[{', '.join(sizes)}]"
+        inputs.append(f"{name} {shape}{' (optional)' if declared.optional else ''}")
+    return f"{place}  the inputs of '{block.name}' are {', '.join(inputs) or 'none'}"
+
+
+def _describe(value: Any) -> str:
+    """A value in a few words: shape, dtype and device of a tensor (the CPU goes without saying)."""
+    if isinstance(value, torch.Tensor):
+        device = "" if value.device.type == "cpu" else f" on {value.device}"
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}{device}"
+    if isinstance(value, dict):
+        return "{" + _several([f"{key}: {_describe(entry)}" for key, entry in islice(value.items(), SHOWN + 1)]) + "}"
+    if isinstance(value, list | tuple):
+        entries = _several([_describe(entry) for entry in value[: SHOWN + 1]])
+        return f"[{entries}]" if isinstance(value, list) else f"({entries})"
+    if value is None or isinstance(value, bool | int | float | torch.dtype | torch.device | torch.SymInt):
+        return str(value)
+    return type(value).__name__
+
+
+def _several(entries: list[str]) -> str:
+    return ", ".join([*entries[:SHOWN], "..."] if len(entries) > SHOWN else entries)
+
+
+def _called(step: TracebackType | None, model: GraphModel) -> str:
+    """The path of the member of the model in which it failed; "" if that was in an op."""
+    while step is not None:
+        owner = step.tb_frame.f_locals.get("self")
+        path = _path(owner, model) if isinstance(owner, nn.Module) else ""
+        if path:
+            return path
+        step = step.tb_next
+    return ""
+
+
+def _key(compiled: Compiled) -> tuple[str, str, int]:
+    """What code objects of the function have in common: with a tap open there is a second one."""
+    return compiled.file, compiled.tree.name, compiled.tree.lineno
+
+
+def _functions(compiled: Compiled) -> Iterator[Compiled]:
+    yield compiled
+    for helper in compiled.helpers:
+        yield from _functions(helper)
+
+
+def _locate(step: TracebackType, compiled: Compiled) -> tuple[str, list[str], Place]:
+    """What failed, the values it reads by their names, and its place."""
+    positions = step.tb_frame.f_code.co_positions()
+    line, end_line, column, end_column = next(islice(positions, step.tb_lasti // 2, None))
+    if line is None or end_line is None or column is None or end_column is None:
+        raise LookupError("Python was told to keep no columns (-X no_debug_ranges)")
+    for where, expression, names in _expressions(compiled.block):
+        before = compiled.listing.lines_before.get(expression.node.source)
+        if before is None:
+            continue  # not in this function, since its params left it out
+        part = ast.expr(
+            lineno=line - before, col_offset=column, end_lineno=end_line - before, end_col_offset=end_column
+        )
+        if _begin(expression.tree) <= _begin(part) and _end(part) <= _end(expression.tree):
+            return where, names, expression.place(part)
+    raise LookupError(f"no expression stands at {compiled.file}:{line}")
+
+
+def _expressions(block: Block) -> Iterator[tuple[str, Expression, list[str]]]:
+    """Each expression of a block that runs, what it belongs to, and the values it reads by their names."""
+    values = [(f"node '{statement.key}'", statement.value) for statement in block.graph.values()]
+    for where, value in [*values, ("the outputs", block.outputs or [])]:
+        for expression in expressions(value):
+            parts = [part for part in ast.walk(expression.tree) if isinstance(part, _READ)]
+            yield where, expression, [ast.unparse(part) for part in sorted(parts, key=_begin)]
+    for name, declared in block.inputs.items():
+        for size in declared.shape or ():
+            if isinstance(size, Expression):
+                yield f"the input '{name}'", size, [name]
+
+
+def _begin(tree: ast.expr) -> tuple[int, int]:
+    return tree.lineno, tree.col_offset
+
+
+def _end(tree: ast.expr) -> tuple[int | None, int | None]:
+    return tree.end_lineno, tree.end_col_offset
+
+
+def _outermost(step: TracebackType, model: GraphModel) -> GraphModel:
+    """The first model on the stack, whose call led to this one's."""
+    call, frame = step.tb_frame.f_code, step.tb_frame.f_back
+    while frame is not None:
+        if frame.f_code is call:
+            model = frame.f_locals["self"]
+        frame = frame.f_back
+    return model
+
+
+def _path(module: nn.Module, root: nn.Module) -> str:
+    """`layers[3].attn`; "" for the root itself and for what is no part of it."""
+    return next((_dotted(name) for name, part in root.named_modules() if part is module), "")
+
+
+def _dotted(name: str) -> str:
+    return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in name.split(".")).removeprefix(".")
