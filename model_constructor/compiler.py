@@ -11,13 +11,16 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
+from weakref import WeakValueDictionary
 
 from .block import Block, tuple_length
 from .source import SourceFile
 
-_classes: dict[tuple, type] = {}
-_functions: dict[tuple, Callable[..., Any]] = {}
+# As long as a model uses them.
+_classes: WeakValueDictionary[tuple, type] = WeakValueDictionary()
+_functions: WeakValueDictionary[tuple, Callable[..., Any]] = WeakValueDictionary()
 
 
 class Listing:
@@ -69,35 +72,43 @@ class Compiled:
     def code(self) -> str:
         return "\n\n\n".join([*(helper.code for helper in self.helpers), ast.unparse(self.tree)])
 
-    def key(self) -> tuple:
-        scope = tuple(sorted((name, id(value)) for name, value in self.scope.items()))
-        return (self.file, ast.dump(self.tree, include_attributes=True), scope)
-
     def function(self) -> Callable[..., Any]:
         """The compiled function; equal trees give the same function object."""
-        key = self.key()
-        if key not in _functions:
-            module = ast.Module(body=[self.tree], type_ignores=[])
+        module = ast.Module(body=[self.tree], type_ignores=[])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # `1 is None` is what its author wrote
+            code = compile(module, self.file, "exec")
+        values = tuple(sorted((name, id(value)) for name, value in self.scope.items()))
+        key = (self.file, _identity(code), values)
+        function = _functions.get(key)
+        if function is None:
             scope = dict(self.scope)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SyntaxWarning)  # `1 is None` is what its author wrote
-                exec(compile(module, self.file, "exec"), scope)
-            _functions[key] = scope[self.tree.name]
-        return _functions[key]
+            exec(code, scope)
+            _functions[key] = function = scope[self.tree.name]
+        return function
 
 
 def compile_class(block: Block, compiled: Compiled, base: type) -> type:
     """A subclass of `base` whose `forward` is the compiled function. Equal functions of a block share one class."""
     returns = tuple_length(block.outputs)
-    key = (base, block.name, tuple(block.inputs), returns, compiled.key())
-    if key not in _classes:
+    forward = compiled.function()
+    key = (base, block.name, tuple(block.inputs), returns, forward)
+    kind = _classes.get(key)
+    if kind is None:
         members = {
             "__module__": base.__module__,
             "__doc__": f"The block '{block.name}' of {block.node.source.name}.",
-            "forward": compiled.function(),
+            "forward": forward,
             "inputs": tuple(block.inputs),
             "_returns": returns,
             "_compiled": compiled,
         }
-        _classes[key] = type(block.name, (base,), members)
-    return _classes[key]
+        _classes[key] = kind = type(block.name, (base,), members)
+    return kind
+
+
+def _identity(code: CodeType) -> tuple:
+    """What two code objects that do the same at the same places have in common."""
+    constants = (_identity(c) if isinstance(c, CodeType) else (type(c), repr(c)) for c in code.co_consts)
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    return code.co_code, code.co_firstlineno, code.co_linetable, names, *constants

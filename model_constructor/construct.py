@@ -17,7 +17,7 @@ from .expressions import Expression, decide, evaluate
 from .graph import Graph, build_graph
 from .init import fill
 from .model import Member, Namespace, add_members
-from .names import find_type
+from .names import find_type, is_known_code
 
 MAX_REPEAT = 10_000
 MAX_MODULES = 100_000
@@ -212,8 +212,9 @@ class Constructor:
     def _construct(self, expression: Expression, tree: ast.Call, values: Mapping[str, Any], path: str) -> Any:
         assert isinstance(tree.func, ast.Name)
         blanks = [blank for blank in _blanks(tree) if (path, blank) not in self.construction.sizes]
-        if self.construction.assumed is not None:
-            self.construction.sizes.update({(path, blank): self.construction.assumed for blank in blanks})
+        assumed = self.construction.assumed
+        if assumed is not None:
+            self.construction.sizes.update({(path, blank): assumed for blank in blanks})
             blanks = []
         if blanks and self.construction.defers:
             return Deferred(self, expression, tree, values, path)
@@ -338,11 +339,11 @@ def _blanks(tree: ast.Call) -> list[ast.expr]:
 
 
 def _is_transparent(kind: Any, arguments: Iterable[Any]) -> bool:
-    """Whether a failure on the meta device is one everywhere: of a type of torch, given nothing unfinished."""
+    """Whether a failure on the meta device is one everywhere: of known code, given nothing unfinished."""
     unfinished = any(
         isinstance(argument, nn.Module) and "torch.nn" not in type(argument).__module__ for argument in arguments
     )
-    return kind.__module__.startswith("torch.nn") and not unfinished
+    return is_known_code(kind) and not unfinished
 
 
 def _are_sizes(arguments: list[Any]) -> bool:

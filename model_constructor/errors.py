@@ -8,9 +8,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 SHOWN = 160  # characters of a line in an excerpt
-MAX_PROBLEMS = 100  # of one stage: nobody reads more, and a hint for each takes time
+MAX_PROBLEMS = 50  # of one stage: nobody reads more, and a hint for each takes time
+MAX_COMPARED = 1000  # names, and of each
+COMPARED = 60  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +74,10 @@ class ConfigError(Exception):
 
 def nearest(name: object, known: Iterable[object]) -> str:
     """What to say beside an unknown name: the known ones, nearest first, and the one that was probably meant."""
-    names = sorted({str(entry) for entry in known})
+    names = sorted({str(entry)[:COMPARED] for entry in islice(known, MAX_COMPARED)})
     if not names:
         return ""
-    wanted = str(name)
+    wanted = str(name)[:COMPARED]
     close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
     if not close:
         lowered = {entry.lower(): entry for entry in names}

@@ -133,7 +133,7 @@ class GraphModel(nn.Module):
             restore(self, left)
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:  # pyrefly: ignore[bad-override]
         """Checkpoints of version 1 load, too: their keys begin with `graph_modules.`."""
         rename_weights(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -265,6 +265,14 @@ def find_type(name: str) -> type | Callable[..., Any] | None:
     return shipped_types().get(name) or torch_types().get(name)
 
 
+def is_known_code(kind: Callable[..., Any]) -> bool:
+    """Whether the code of a type is torch's or this package's own, and not another library's behind a backbone."""
+    home = kind.__module__
+    return home.startswith("torch.nn") or (
+        home.startswith("model_constructor.blocks") and not home.endswith("_backbone")
+    )
+
+
 def type_names() -> list[str]:
     return [*TYPES.keys(), *shipped_types(), *torch_types(), "Param", "Buffer"]
 

@@ -29,7 +29,7 @@ from .errors import ConfigError, Place, Problem
 from .expressions import BINARY, COMPARE, UNARY, Expression, binary, call_plain, decide, evaluate
 from .graph import Graph, is_build_time
 from .model import Member, add_members
-from .names import CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, torch_ops
+from .names import CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, is_known_code, torch_ops
 from .probe import UNDECIDED, UNKNOWN, Failure, Maybe, Probed, apply, dims, joined, leaves, tensor
 from .sizes import PROBES, STEPS, Probes, Symbols
 
@@ -94,13 +94,11 @@ def infer_shapes(block: Block, params: dict[str, Any]) -> Shapes:
         with torch.device("meta"), torch.no_grad(), _NoFilling():
             for lead, step in itertools.product(leads, STEPS):  # other sizes, as long as something stays open
                 runs.append(_Pass(block, params, Symbols(step), lead, graphs))
-                if not runs[-1].problems and not runs[-1].undecided:
-                    break
-                if runs[-1].problems and not runs[-1].undecided and lead == leads[-1]:
+                if not runs[-1].open and (not runs[-1].problems or lead == leads[-1]):
                     break
     finally:
         torch.set_rng_state(random_state)  # as if nothing had been built
-    best = min(runs, key=lambda run: (bool(run.problems), run.undecided))
+    best = min(runs, key=lambda run: (bool(run.problems), run.open))
     if best.problems:
         raise ConfigError(best.problems)
     return Shapes(best.construction.sizes, tuple(best.rows), best.bytes, graphs)
@@ -125,7 +123,7 @@ class _Pass:
         self.leads = leads  # how many dimensions the `...` of an input stands for
         self.problems: list[Problem] = []
         self.rows: list[Row] = []
-        self.undecided = 0  # calls that run for some sizes, not for these
+        self.open = 0  # calls that run for some sizes but not for these, and sizes that are no formula of the symbols
         self.inside: list[Block] = []  # the blocks that are being run
         self.known: dict[Any, Any] = {}  # what functions and modules gave, by their arguments
         self._results: dict[tuple, Any] = {}
@@ -266,7 +264,9 @@ class _Pass:
                 return self.symbols.text(value.values) if whole else "?"
             case Probed() | Tensor():
                 sizes = dims(value)
-                shown = "?" if sizes is None else ", ".join(self.symbols.text(size) for size in sizes)
+                texts = [self.symbols.text(size) for size in sizes or ()]
+                self.open += "?" in texts
+                shown = "?" if sizes is None else ", ".join(texts)
                 dtype = (value.values[0] if isinstance(value, Probed) else value).dtype
                 return f"[{shown}]" + ("" if dtype.is_floating_point else f" {_dtype(dtype)}")
             case list() | tuple():
@@ -544,7 +544,7 @@ class _Frame:
                 self.run.known[key] = result
         if isinstance(result, Failure) and tree is not None:
             self._refuse(tree, result, args, kwargs, hint)
-        self.run.undecided += result is UNDECIDED
+        self.run.open += result is UNDECIDED
         return UNKNOWN if isinstance(result, Failure) or result is UNDECIDED else result
 
     def _refuse(self, tree: ast.expr, failure: Failure, args: list[Any], kwargs: Any, hint: str = "") -> None:
@@ -659,7 +659,7 @@ class _Frame:
             args,
             kwargs,
             tree,
-            trusted=home.startswith(("torch.nn", "model_constructor.blocks")),
+            trusted=is_known_code(type(module)),
             known=home.startswith("torch.nn") and not module._modules,
             hint=f"{name} is {described}",
         )

@@ -17,7 +17,7 @@ MAX_COEFFICIENT = 65_536  # what a size of a network may be multiplied with; lar
 MAX_DENOMINATOR = 1024
 # Sizes come as multiples of a number with many divisors, since networks halve and fold them. Each symbol takes the next
 # primes, so that no sum or product of few of them is like another.
-STEPS = (48, 64, 1)
+STEPS = (192, 48, 1)
 _PRIMES = [p for p in range(5, 2000) if all(p % q for q in range(2, math.isqrt(p) + 1))]
 
 Probes = tuple[int, ...]  # one size in each probe

@@ -7,9 +7,7 @@ octal and sexagesimal numbers, calls cut at a comma or a colon, and documents th
 from __future__ import annotations
 
 import bisect
-import linecache
 import re
-import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from .errors import ConfigError, Place, Problem
 
 Scalar = str | int | float | bool | None
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 256_000
 MAX_NODES = 20_000  # after aliases are expanded
 MAX_DEPTH = 60
 MAX_DIGITS = 300
@@ -226,17 +224,6 @@ def _check_depth(text: str, source: SourceFile) -> None:
             mark = event.start_mark
             place = source.place(mark.line, mark.column) if mark else None
             raise ConfigError(Problem(f"values are nested more than {MAX_DEPTH} deep.", place))
-
-
-def remember_lines(source: SourceFile) -> str:
-    """A file name under which tracebacks show `source` as it was read, even if the file has changed since."""
-    name = source.name
-    lines = [f"{line}\n" for line in source.lines]
-    known = linecache.cache.get(name)
-    if known is not None and (len(known) != 4 or known[2] != lines):
-        name = f"{name}@{zlib.crc32(source.text.encode()):08x}"
-    linecache.cache[name] = (len(source.text), None, lines, name)  # no mtime: never taken for stale
-    return name
 
 
 _Base: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,6 +1,7 @@
 """Loop: a built run -> a trained one. The one loop, top to bottom: batch, normalise, step, log, save."""
 
 import linecache
+import re
 import signal
 import threading
 import time
@@ -104,9 +105,8 @@ def try_one_batch(run: Run) -> None:
 
 def yaml_place(error: BaseException) -> Place | None:
     """The innermost line of a model file that an exception came through."""
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith((".yaml", ".yml"))
-    ]
+    stack = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in stack if re.search(r"\.ya?ml\b", frame.filename)]
     if not frames:
         return None
     frame = frames[-1]

@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[3]
 MEMORY = 256 * 2**20  # bytes that the machine pretends to have, so that larger models are refused
+MODULES = 2000  # that a model may have here: building that many takes a second
 SECONDS = 2.0  # of CPU time for one file
 BYTES = 2**30  # that one file may make the process grow by
 ADDRESSES = 8 * 2**30  # of address space beyond what torch takes, so that nothing hurts the machine
@@ -155,19 +157,19 @@ def _fate(path: str, guard: Guard) -> Fate:
     used = _memory("VmSize")
     resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESSES, resource.RLIM_INFINITY))
     guard.folder, guard.seen = os.path.realpath(os.path.dirname(path)), []
-    began = time.process_time()
-    fate = Fate("model")
+    began, fate = time.process_time(), Fate("model")
     try:
         model = build_model(path)
+        fate.seconds = time.process_time() - began
         again = build_model(model.spec)
         code = model.code.replace(f"class {type(model).__name__}(", "class model(")
         if code != again.code:
-            fate = Fate("its specification builds another model", f"{code}\n---\n{again.code}")
+            fate.kind, fate.message = "its specification builds another model", f"{code}\n---\n{again.code}"
     except ConfigError as error:
         fate = Fate("refused", str(error), [str(p.place) if p.place else None for p in error.problems])
     except BaseException as error:
         fate = Fate(type(error).__name__, str(error))
-    fate.seconds = time.process_time() - began
+    fate.seconds = fate.seconds or time.process_time() - began
     guard.folder = None
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     fate.grew = _memory("VmHWM") - before
@@ -210,15 +212,17 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from model_constructor import build_model, compiler
+    from model_constructor import ConfigError, build_model, compiler, construct
 
     pages = MEMORY // os.sysconf("SC_PAGE_SIZE")
     real = os.sysconf
     os.sysconf = lambda name: pages if name == "SC_PHYS_PAGES" else real(name)  # pyrefly: ignore
+    construct.MAX_REPEAT, construct.MAX_MODULES = MODULES // 2, MODULES
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for file in sys.argv[1:]:  # what is imported late is imported now
-        build_model(build_model(file).spec).code  # noqa: B018
+        with suppress(ConfigError):
+            build_model(build_model(file).spec).code  # noqa: B018
     KNOWN.update(name.split(".")[0] for name in sys.modules)
     COMPILERS.update((compiler.__file__, __import__("ast").__file__))
     guard = Guard()
