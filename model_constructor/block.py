@@ -160,8 +160,9 @@ class _Reader:
         if "outputs" not in node.value:
             self.complain(f"{what} needs the key 'outputs'.", node.place)
         params = list(self._entries(node, "params"))
+        names = {name for name, _, _ in params}
         for key, place, entry in params:
-            block.params[key] = self._param(entry, place, {name for name, _, _ in params})
+            block.params[key] = self._param(entry, place, names)
         for key, place, entry in self._entries(node, "inputs"):
             block.inputs[key] = self._input(key, entry, place, block)
         for key, _, entry in self._entries(node, "blocks"):

@@ -214,7 +214,8 @@ class Constructor:
         blanks = [blank for blank in _blanks(tree) if (path, blank) not in self.construction.sizes]
         assumed = self.construction.assumed
         if assumed is not None:
-            self.construction.sizes.update({(path, blank): assumed for blank in blanks})
+            for blank in blanks:
+                self.construction.sizes[path, blank] = assumed
             blanks = []
         if blanks and self.construction.defers:
             return Deferred(self, expression, tree, values, path)

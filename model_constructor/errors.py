@@ -6,7 +6,7 @@ A `Problem` is one sentence with its place; a `ConfigError` is everything that o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -82,9 +82,19 @@ def nearest(name: object, known: Iterable[object]) -> str:
     if not close:
         lowered = {entry.lower(): entry for entry in names}
         close = [lowered[entry] for entry in difflib.get_close_matches(wanted.lower(), lowered, n=1, cutoff=0.6)]
-    by_nearness = sorted(names, key=lambda entry: -difflib.SequenceMatcher(a=wanted, b=entry).ratio())
+    by_nearness = sorted(names, key=_distance_to(wanted))
     shown = ", ".join(sorted(by_nearness[:10])) + (", ..." if len(names) > 10 else "")
     return f"known here: {shown}" + (f"   did you mean '{close[0]}'?" if close else "")
+
+
+def _distance_to(wanted: str) -> Callable[[str], float]:
+    matcher = difflib.SequenceMatcher(b=wanted)  # what it prepares for `b` serves all names
+
+    def distance(name: str) -> float:
+        matcher.set_seq1(name)
+        return -matcher.ratio()
+
+    return distance
 
 
 def _file_order(problem: Problem) -> tuple[str, int, int]:

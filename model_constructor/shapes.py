@@ -34,6 +34,7 @@ from .probe import UNDECIDED, UNKNOWN, Failure, Maybe, Probed, apply, dims, join
 from .sizes import PROBES, STEPS, Probes, Symbols
 
 MAX_PARTS = 10_000  # tensors that one call may give
+MAX_CALLS = 2_000  # of blocks that are followed: few lines can ask for exponentially many
 # Ops and methods that give as many tensors as their argument is long.
 _TAKES_APART = {"unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit", "combinations"}
 # Where a module that is given `_` looks for the size: a dimension of its argument. All others look at the last.
@@ -127,6 +128,7 @@ class _Pass:
         self.inside: list[Block] = []  # the blocks that are being run
         self.known: dict[Any, Any] = {}  # what functions and modules gave, by their arguments
         self._results: dict[tuple, Any] = {}
+        self.calls = 0  # of blocks, each with other shapes or params
         self.construction = Construction(Skeleton, defers=True, graphs=graphs)
         root = self.construction.block(block, params).eval()
         assert isinstance(root, Skeleton)
@@ -189,6 +191,9 @@ class _Pass:
         key = (skeleton._graph, *((name, _signature(value)) for name, value in sorted(arguments.items())))
         if not skeleton._is_open and key in self._results:
             return self._results[key]
+        self.calls += 1
+        if self.calls > MAX_CALLS:
+            raise _Stop
         graph = skeleton._graph
         sizes: dict[str, Any] = {}
         values: dict[str, Any] = {}
