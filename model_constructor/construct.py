@@ -292,8 +292,10 @@ class Constructor:
             elif not isinstance(keyword.value, ast.Name) or keyword.value.id != "params":
                 hint = "'**params' passes every param of this block that the other declares too"
                 raise ConfigError(Problem("only '**params' can follow '**'.", expression.place(keyword.value), hint))
-        if any(keyword.arg is None for keyword in tree.keywords):
-            given = {**{name: self.params[name] for name in self.params if name in inner.params}, **given}
+        for star in (keyword.value for keyword in tree.keywords if keyword.arg is None):
+            passed = {name: self.params[name] for name in self.params if name in inner.params}
+            given = {**passed, **given}
+            places = {**dict.fromkeys(passed, expression.place(star)), **places}
         return self.construction.block(inner, bind_params(inner, given, places), path, self.inside)
 
     def _tensor(self, expression: Expression, tree: ast.Call, values: Mapping[str, Any], is_buffer: bool) -> Member:

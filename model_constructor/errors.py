@@ -12,7 +12,7 @@ from itertools import islice
 
 SHOWN = 160  # characters of a line in an excerpt
 MAX_PROBLEMS = 50  # of one stage: nobody reads more, and a hint for each takes time
-MAX_COMPARED = 1000  # names, and of each
+MAX_COMPARED = 2000  # names, and of each
 COMPARED = 60  # characters
 
 

@@ -33,6 +33,7 @@ from .names import CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, is_known_co
 from .probe import UNDECIDED, UNKNOWN, Failure, Maybe, Probed, apply, dims, joined, leaves, tensor
 from .sizes import PROBES, STEPS, Probes, Symbols
 
+MAX_USES = 1000  # of blocks with arguments of other shapes; what comes after them is not followed
 MAX_PARTS = 10_000  # tensors that one call may give
 MAX_CALLS = 2_000  # of blocks that are followed: few lines can ask for exponentially many
 # Ops and methods that give as many tensors as their argument is long.
@@ -191,6 +192,8 @@ class _Pass:
         key = (skeleton._graph, *((name, _signature(value)) for name, value in sorted(arguments.items())))
         if not skeleton._is_open and key in self._results:
             return self._results[key]
+        if len(self._results) > MAX_USES:
+            return UNKNOWN
         self.calls += 1
         if self.calls > MAX_CALLS:
             raise _Stop

@@ -177,7 +177,7 @@ def read_text(text: str, name: str, shown: str | None = None, folder: Path = Pat
     """
     source = SourceFile(name, text, shown, folder)
     if not text.strip():
-        raise ConfigError(Problem(f"{name}: the file is empty."))
+        raise ConfigError(Problem("the file is empty.", Place(name, 1, 1)))
     try:
         _check_depth(text, source)
         root = yaml.compose(text, Loader=_Loader)
@@ -187,7 +187,7 @@ def read_text(text: str, name: str, shown: str | None = None, folder: Path = Pat
         place = source.place(*source.position(error.position))
         raise ConfigError(Problem(f"the character U+{ord(text[error.position]):04X} is not allowed.", place)) from None
     if root is None or (isinstance(root, ScalarNode) and not root.value and not root.style):
-        raise ConfigError(Problem(f"{name}: the file holds no values."))
+        raise ConfigError(Problem("the file holds no values.", Place(name, 1, 1)))
     reader = _Reader(source)
     tree = reader.convert(root, depth=0, in_flow=False)
     if reader.problems:

@@ -20,7 +20,7 @@ sys.path.append(str(CORPUS))
 from cell import BYTES, SECONDS, Cell, Fate  # noqa: E402
 
 FILES = sorted(CORPUS.glob("*.yaml"))
-WARM = [*sorted((CORPUS.parent / "version1").glob("*.yaml")), CORPUS / "warm" / "cycle.yaml"]
+WARM = [*sorted((CORPUS.parent / "version1").glob("*.yaml")), *sorted((CORPUS / "warm").glob("*.yaml"))]
 PLACE = re.compile(r"(.*\.yaml):[1-9][0-9]*:[1-9][0-9]*")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
@@ -131,3 +131,35 @@ def test_the_cell_sees_what_a_file_could_do(tmp_path: Path, text: str, seen: str
     finally:
         cell.close()
     assert any(seen in entry for entry in fate.seen), fate
+
+
+BACKBONES = [
+    "TimmBackbone('hf-hub:somebody/model')",
+    "TimmBackbone('hf_hub:somebody/model')",
+    "TimmBackbone('local-dir:/etc')",
+    "TimmBackbone('/etc/passwd')",
+    "TimmBackbone('resnet18', output=[10 ** 9])",
+    "HuggingFaceBackbone('/etc')",
+    "HuggingFaceBackbone({'model_type': 'os.system'})",
+    "HuggingFaceBackbone({'model_type': 'dinov2', 'auto_map': {'AutoModel': 'somebody/code--model.Model'}})",
+    "HuggingFaceBackbone({'model_type': 'dinov2', 'trust_remote_code': True})",
+    "HuggingFaceBackbone({'model_type': 'dinov2', 'attn_implementation': 'somebody/kernel'})",
+    "HuggingFaceBackbone({'model_type': 'dinov2', 'num_hidden_layers': 10 ** 9})",
+    "HuggingFaceBackbone({'model_type': 'detr', 'backbone': 'somebody/model', 'use_pretrained_backbone': True})",
+]
+
+
+@pytest.mark.slow
+def test_a_backbone_fetches_no_code_and_no_pickle(tmp_path: Path):
+    warm = tmp_path / "warm.yaml"
+    timm = "TimmBackbone('resnet10t')"
+    transformers = "HuggingFaceBackbone({'model_type': 'dinov2', 'hidden_size': 6, 'num_attention_heads': 1, 'num_hidden_layers': 1})"
+    text = 'schema_version: 2\ninputs: {x: any}\nmodules:\n  m: "%s"\noutputs: m(x)\n'
+    warm.write_text(text % f"{timm} >> {transformers}")
+    cell = Cell(*WARM, warm)
+    for number, backbone in enumerate(BACKBONES):
+        path = tmp_path / f"model{number}.yaml"
+        path.write_text(text % backbone)
+        fate = cell.build(path)
+        assert_refused(fate)
+    cell.close()
