@@ -9,7 +9,7 @@ import ast
 import linecache
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -68,9 +68,11 @@ class Compiled:
     helpers: tuple[Compiled, ...]  # blocks without modules, compiled to functions of their own
     needs_training: bool
 
-    @property
-    def code(self) -> str:
-        return "\n\n\n".join([*(helper.code for helper in self.helpers), ast.unparse(self.tree)])
+    def listings(self) -> Iterator[str]:
+        """The code of the functions it calls, and its own."""
+        for helper in self.helpers:
+            yield from helper.listings()
+        yield ast.unparse(self.tree)
 
     def function(self) -> Callable[..., Any]:
         """The compiled function; equal trees give the same function object."""

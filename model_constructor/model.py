@@ -71,7 +71,8 @@ class GraphModel(nn.Module):
         for module in self.modules():
             if isinstance(module, GraphModel):
                 classes.setdefault(type(module), module._block.name)
-        return "\n\n\n".join(_class_code(kind, name) for kind, name in reversed(classes.items()))
+        parts = (part for kind, name in reversed(classes.items()) for part in _class_code(kind, name))
+        return "\n\n\n".join(dict.fromkeys(parts))
 
     @property
     def architecture_hash(self) -> str:
@@ -206,11 +207,13 @@ def _document(block: Block, params: Mapping[str, Any], blocks: Mapping[str, Bloc
     return {**document, **{key: own[key] for key in rest if own.get(key) is not None}}
 
 
-def _class_code(kind: type, name: str) -> str:
+def _class_code(kind: type, name: str) -> Iterator[str]:
+    """The functions that a class calls, and the class."""
     compiled: Compiled = kind._compiled  # pyrefly: ignore
+    for helper in compiled.helpers:
+        yield from helper.listings()
     header = ast.ClassDef(name, [_name("GraphModel")], [], [compiled.tree], [])
-    helpers: Iterator[str] = (helper.code for helper in compiled.helpers)
-    return "\n\n\n".join([*helpers, ast.unparse(ast.fix_missing_locations(header))])
+    yield ast.unparse(ast.fix_missing_locations(header))
 
 
 def _name(name: str) -> ast.expr:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,8 +34,9 @@ from .names import CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, is_known_co
 from .probe import UNDECIDED, UNKNOWN, Failure, Maybe, Probed, apply, dims, joined, leaves, tensor
 from .sizes import PROBES, STEPS, Probes, Symbols
 
-MAX_USES = 1000  # of blocks with arguments of other shapes; what comes after them is not followed
+MAX_DESCRIBED = 160  # characters of a module in a message
 MAX_PARTS = 10_000  # tensors that one call may give
+MAX_ELEMENTS = 2**56  # of an input: torch cannot count the bytes of many more
 MAX_CALLS = 2_000  # of blocks that are followed: few lines can ask for exponentially many
 # Ops and methods that give as many tensors as their argument is long.
 _TAKES_APART = {"unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit", "combinations"}
@@ -159,6 +161,8 @@ class _Pass:
             if size is None:
                 return UNKNOWN
             entries.append(size)
+        if max([math.prod(sizes) for sizes in zip(*entries, strict=True)], default=0) > MAX_ELEMENTS:
+            return UNKNOWN
         dtype = getattr(torch, declared.dtype) if declared.dtype else torch.get_default_dtype()
         return tensor(entries, dtype, sure=declared.dtype is not None)
 
@@ -192,8 +196,6 @@ class _Pass:
         key = (skeleton._graph, *((name, _signature(value)) for name, value in sorted(arguments.items())))
         if not skeleton._is_open and key in self._results:
             return self._results[key]
-        if len(self._results) > MAX_USES:
-            return UNKNOWN
         self.calls += 1
         if self.calls > MAX_CALLS:
             raise _Stop
@@ -661,7 +663,8 @@ class _Frame:
         if special is not None:
             return special
         home = type(module).__module__
-        described = str(module).split("\n")[0].removesuffix("(")
+        described = " ".join(str(module).split())
+        described = described if len(described) <= MAX_DESCRIBED else f"{described[:MAX_DESCRIBED]} ..."
         return self._apply(
             module,
             args,

@@ -359,6 +359,9 @@ def _syntax_problem(error: yaml.MarkedYAMLError, source: SourceFile) -> Problem:
         return Problem(f"{problem}.", place, "an expression cannot begin with '*': put it in quotes")
     if "cannot start any token" in problem or "block scalar" in (error.context or ""):
         return Problem("this character cannot begin a value.", place, "put the expression in quotes")
+    if "did not find expected key" in problem and "block mapping" in (error.context or ""):
+        hint = "a value that begins with a bracket or a quote ends with it: put the whole expression in quotes"
+        return Problem(f"{problem}.", place, hint)
     unquoted = re.compile(r"\$\{[^{}]*\}?").match(place.text, max(mark.column - 1, 0))
     if unquoted:
         place = source.place(mark.line, unquoted.start(), len(unquoted[0]))

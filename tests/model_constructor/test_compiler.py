@@ -658,3 +658,16 @@ def test_a_list_may_mix_blocks_and_modules_of_torch_where_one_value_is_threaded(
         """)
     x = torch.randn(2, 3)
     torch.testing.assert_close(model(x), model.t[1].l(model.t[0](x)).relu())
+
+
+def test_a_function_that_several_blocks_call_is_listed_once(build: Callable):
+    model = build("""\
+        inputs: {x: [B, 4]}
+        blocks:
+          twice: {inputs: {x: any}, outputs: 2 * x}
+          one: {inputs: {x: [B, 4]}, modules: {l: "Linear(4, 4)"}, outputs: twice(l(x))}
+          two: {inputs: {x: [B, 4]}, modules: {l: "Linear(4, 4)"}, outputs: l(twice(x))}
+        modules: {a: one(), b: two()}
+        outputs: b(a(x))
+        """)
+    assert model.code.count("def twice(x):") == 1 and model.code.count("class ") == 3

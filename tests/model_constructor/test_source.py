@@ -272,3 +272,11 @@ def test_a_value_stands_after_what_was_set_before():
     first, second, third = (read_text(f"{value}\n", "m.yaml") for value in (1, 2, 3))
     assert [node.plain for node in third.after(second.after(first)).earlier] == [1, 2]
     assert third.after(None) is third
+
+
+@pytest.mark.parametrize("text", ["a: [x][0]\nb: 1\n", "a: 'k' in x\nb: 1\n"])
+def test_an_expression_that_begins_with_a_bracket_or_quote_is_told_to_be_quoted(text: str):
+    with pytest.raises(ConfigError) as caught:
+        read_text(text, "model.yaml")
+    (problem,) = caught.value.problems
+    assert problem.place and problem.place.line == 1 and "whole expression in quotes" in problem.hint

@@ -89,7 +89,7 @@ def test_a_timm_backbone_loads_the_weights_it_is_asked_for_but_not_on_the_meta_d
     "name", ["hf-hub:timm/resnet18", "hf_hub:timm/resnet18", "local-dir:/tmp", "timm/resnet18", "./resnet18", "resnet"]
 )
 def test_a_name_that_is_not_in_timms_registry_is_refused(name: str):
-    with pytest.raises(ValueError, match=f"timm's registry has no model '{re.escape(name)}'.*known here: .*resnet"):
+    with pytest.raises(ValueError, match=f"timm's registry has no model '{re.escape(name)}'.*known here: "):
         TimmBackbone(name)
 
 
