@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 SHOWN = 160  # characters of a line in an excerpt
-MAX_PROBLEMS = 50  # of one stage: nobody reads more, and a hint for each takes time
+MAX_PROBLEMS = 30  # of one stage: nobody reads more, and a hint for each takes time
 MAX_COMPARED = 2000  # names, and of each
 COMPARED = 60  # characters
 

@@ -91,7 +91,7 @@ class Shapes:
 def infer_shapes(block: Block, params: dict[str, Any]) -> Shapes:
     """Lay a model out on the meta device and run it in probes. Raises ConfigError with all that cannot fit."""
     random_state = torch.get_rng_state()
-    leads = (1, 0, 2) if any(None in (declared.shape or ()) for declared in block.inputs.values()) else (1,)
+    leads = (1, 0, 2, 3, 4) if any(None in (declared.shape or ()) for declared in block.inputs.values()) else (1,)
     runs: list[_Pass] = []
     graphs: Graphs = {}
     try:
@@ -509,13 +509,13 @@ class _Frame:
         if name not in torch_ops():
             raise _Stop  # a function of plain numbers, given a tensor
         function = torch_ops()[name][1]
-        if name == "einsum" and not isinstance(args[0], str):
+        if name == "einsum" and not isinstance(next(iter(args), None), str):
             function = einops.einsum
         return self._takes_apart(name, args) or self._apply(function, args, kwargs, tree)
 
     def _takes_apart(self, name: str, args: list[Any]) -> Any:
         """UNKNOWN for a call that would give more tensors than anyone writes."""
-        large = name in _TAKES_APART and any(max(s, default=0) > MAX_PARTS for s in _dims(args[0]) or ())
+        large = name in _TAKES_APART and any(max(s, default=0) > MAX_PARTS for s in _dims(next(iter(args), None)) or ())
         return UNKNOWN if large else None
 
     def _method(self, tree: ast.Call, owner: Any, name: str) -> Any:

@@ -256,6 +256,7 @@ def test_leading_dimensions_are_any_number():
     assert "5, 8, 8]" in outputs(convolved)
     matrix = "inputs: {x: [..., 3]}\noutputs: x.t()\n"  # runs without leading dimensions or with one
     assert outputs(matrix)
+    assert outputs("inputs: {x: [..., 3]}\noutputs: x.permute(0, 2, 1, 3)\n")  # runs with three
     pair = "inputs: {x: [..., 3]}\noutputs: x.unflatten(1, [3, 1]) if False else x[:, :, None]\n"
     assert outputs(pair)
 
