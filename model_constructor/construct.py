@@ -19,8 +19,9 @@ from .init import fill
 from .model import Member, Namespace, add_members
 from .names import find_type, is_known_code
 
-MAX_REPEAT = 10_000
-MAX_MODULES = 100_000
+MAX_REPEAT = 1_000
+MAX_LAYERS = 200  # that one constructor makes by itself
+MAX_MODULES = 20_000
 
 Graphs = dict[tuple[Block, str], Graph]  # of each block and its params
 Sizes = dict[tuple[str, ast.AST], int]  # of each `_`: the path of the module it is written in, and where
@@ -100,9 +101,9 @@ class Construction:
             raise ConfigError(problems)
         return self.finish(graph, members, path)
 
-    def count(self, place: Place) -> None:
+    def count(self, place: Place, modules: int = 1) -> None:
         """A small file cannot ask for unbounded work."""
-        self.modules += 1
+        self.modules += modules
         if self.modules > MAX_MODULES:
             raise ConfigError(Problem(f"the model has more than {MAX_MODULES} modules.", place))
 
@@ -241,14 +242,16 @@ class Constructor:
                 raise ConfigError(Problem(f"'{name}' is not a block.", expression.place(keyword.value), hint))
             keywords[keyword.arg] = self._argument(expression, keyword.value, values, path)
         _check_signature(expression, tree, name, kind, arguments, keywords)
-        self.construction.count(expression.place(tree))
         try:
-            return kind(*arguments, **keywords)
+            built = kind(*arguments, **keywords)
         except Exception as error:
             if self.construction.defers and not _is_transparent(kind, (*arguments, *keywords.values())):
                 return Opaque()
             message = f"{name} cannot be built: {type(error).__name__}: {error}"
             raise ConfigError(Problem(message, expression.place(tree))) from error
+        modules = sum(1 for _ in built.modules()) if isinstance(built, nn.Module) else 1
+        self.construction.count(expression.place(tree), modules)
+        return built
 
     def _argument(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any], path: str) -> Any:
         if is_blank(tree):
@@ -383,8 +386,8 @@ def _check_signature(
         if isinstance(kind, type) and issubclass(kind, nn.RNNBase):  # takes *args; the third is num_layers
             counts["num_layers"] = keywords.get("num_layers", arguments[2] if len(arguments) > 2 else 1)
         for argument, value in counts.items():
-            if isinstance(value, int) and value > MAX_REPEAT:
-                message = f"{argument} is {value}; at most {MAX_REPEAT} are built."
+            if isinstance(value, int) and value > MAX_LAYERS:
+                message = f"{argument} is {value}; at most {MAX_LAYERS} are built."
                 raise ConfigError(Problem(message, expression.place(tree)))
     except TypeError as error:
         raise ConfigError(Problem(f"{name}: {error}.", expression.place(tree), f"{name}{signature}")) from None

@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any
 from .block import Block, Statement, Value, expressions
 from .errors import MAX_PROBLEMS, ConfigError, Problem, nearest
 from .expressions import Expression, decide
-from .names import ATTRIBUTES, CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, find_type, torch_ops, type_names
+from .names import (
+    ATTRIBUTES,
+    CHANGING,
+    CONSTANTS,
+    DTYPES,
+    METHODS,
+    OPS,
+    PLAIN_FUNCTIONS,
+    changing_positions,
+    find_type,
+    torch_ops,
+    type_names,
+)
 
 if TYPE_CHECKING:  # imported where it is used: it takes longer to import than all of this package
     import networkx as nx
@@ -245,10 +257,12 @@ class _Checker:
     def _call(self, expression: Expression, tree: ast.Call, where: str) -> Iterator[Problem]:
         callee = tree.func
         arguments = [*tree.args, *(keyword.value for keyword in tree.keywords)]
-        for keyword in tree.keywords:
-            if keyword.arg in ("out", "inplace") and self._root(callee) not in self.block.modules:
+        if self._root(callee) not in self.block.modules:
+            op = callee.id if isinstance(callee, ast.Name) else ""
+            for name, value in self._changing(op, tree):
                 hint = "ops change nothing that they are given"
-                yield Problem(f"{where}: '{keyword.arg}' is not part of the dialect.", expression.place(keyword), hint)
+                yield Problem(f"{where}: '{name}' is not part of the dialect.", expression.place(value), hint)
+        for keyword in tree.keywords:
             if keyword.arg is None:
                 hint = "'**params' belongs into constructors"
                 yield Problem(f"{where}: '**' has no meaning in a call.", expression.place(keyword.value), hint)
@@ -282,6 +296,12 @@ class _Checker:
                     yield from self._visit(expression, inner, where)
             else:
                 yield from self._visit(expression, argument, where)
+
+    def _changing(self, op: str, tree: ast.Call) -> Iterator[tuple[str, ast.expr | ast.keyword]]:
+        """The arguments, by name or position, with which an op would change what it is given."""
+        yield from ((keyword.arg, keyword) for keyword in tree.keywords if keyword.arg in CHANGING)
+        if op not in self.block.blocks and op in torch_ops() and not OPS.has(op):
+            yield from ((name, tree.args[i]) for i, name in changing_positions(op).items() if i < len(tree.args))
 
     def _condition(self, expression: Expression, tree: ast.expr, where: str) -> Iterator[Problem]:
         """A condition is made of params, `training`, `x is None`, comparisons of these, and `and or not`."""

@@ -237,6 +237,20 @@ def training_position(name: str) -> int | None:
     return parameters.index("training") if "training" in parameters else None
 
 
+# Arguments with which an op changes what it is given.
+CHANGING = ("out", "inplace", "max_norm")
+
+
+@cache
+def changing_positions(name: str) -> dict[int, str]:
+    """Where an op has such arguments."""
+    try:
+        parameters = inspect.signature(torch_ops()[name][1]).parameters
+    except (TypeError, ValueError):  # a builtin of torch: `out` is a keyword there
+        return {}
+    return {i: parameter for i, parameter in enumerate(parameters) if parameter in CHANGING}
+
+
 @cache
 def torch_types() -> dict[str, type]:
     """The module classes of torch.nn, by their own names."""

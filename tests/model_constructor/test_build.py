@@ -640,3 +640,16 @@ def test_an_entry_that_the_table_does_not_have_is_an_error_with_the_nearest(prob
         outputs: m(x)
         """)
     assert problem.message == "there is no entry 'rleu'." and "did you mean 'relu'?" in problem.hint
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "Linear(2, 2) * 1001",
+        "TransformerEncoder(TransformerEncoderLayer(4, 1), 201)",
+        "(Linear(2, 2) >> Linear(2, 2)) * 1000 * 20",
+    ],
+)
+def test_more_modules_than_anyone_writes_are_refused(problems: Callable, module: str):
+    (problem,) = problems(f"inputs: {{x: any}}\nmodules:\n  m: {module}\noutputs: m[0](x)\n")
+    assert problem.place

@@ -286,3 +286,18 @@ def test_a_cycle_through_a_branch_that_params_cut_is_none(build: Callable):
     assert build(text)(torch.zeros(2, 3)).sum() == 6
     with pytest.raises(ConfigError, match="cycle"):
         build(text, params={"loop": True})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "relu(x, True)",
+        "relu(x, inplace=True)",
+        "dropout(x, 0.1, True, True)",
+        "embedding(x, x, None, 1.0)",
+        "embedding(x, x, max_norm=1.0)",
+        "add(x, x, out=x)",
+    ],
+)
+def test_no_op_changes_what_it_is_given(problems: Callable, call: str):
+    assert "is not part of the dialect" in problems(f"inputs: {{x: any}}\noutputs: {call}\n")[0].message
