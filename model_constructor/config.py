@@ -381,6 +381,9 @@ class _Loader:
         if not isinstance(node.value, dict):
             raise ConfigError(Problem(f"'{node.text}' at {node.place} is a single value: no key '{key}'.", value.place))
         values, removed = dict(node.value), dict(node.removed)
+        if self.model and not rest and path[-1:] == ("params",) and key not in values:
+            hint = nearest(key, values) or "the file has no params"
+            raise ConfigError(Problem(f"there is no param '{key}' to set.", value.place, hint))
         if not rest and self._is_removal(value, (*path, key)):
             self._remove(values, removed, key, value)
         else:

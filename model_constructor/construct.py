@@ -241,11 +241,16 @@ class Constructor:
                 hint = "'**params' passes params to a block; to a type, write each argument out"
                 raise ConfigError(Problem(f"'{name}' is not a block.", expression.place(keyword.value), hint))
             keywords[keyword.arg] = self._argument(expression, keyword.value, values, path)
+        for keyword in tree.keywords:
+            if keyword.arg == "device":
+                hint = "whoever builds a model places it: model.to(device), or build it under torch.device(...)"
+                raise ConfigError(Problem("a file names no device.", expression.place(keyword), hint))
         _check_signature(expression, tree, name, kind, arguments, keywords)
         try:
             built = kind(*arguments, **keywords)
         except Exception as error:
-            if self.construction.defers and not _is_transparent(kind, (*arguments, *keywords.values())):
+            incomplete = self.construction.defers or self.construction.assumed is not None
+            if incomplete and not _is_transparent(kind, (*arguments, *keywords.values())):
                 return Opaque()
             message = f"{name} cannot be built: {type(error).__name__}: {error}"
             raise ConfigError(Problem(message, expression.place(tree))) from error

@@ -244,6 +244,8 @@ class _Evaluator:
                 raise self.error("'sum' adds numbers; lists are added with '+'.", tree)
             return call_plain(name, *arguments, **keywords)
         if name in torch_ops():
+            if "device" in keywords:
+                raise self.error("a file names no device when a model is built.", tree)
             _check_work(name, (*arguments, *keywords.values()))
             return torch_ops()[name][1](*arguments, **keywords)
         known = [*PLAIN_FUNCTIONS, *torch_ops()]

@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # imported where it is used: it takes longer to import than a
     import networkx as nx
 
 
+PREFIXES = ("nn", "F", "torch", "self", "einops")  # of Python, that a file does not need
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
     """What one use of a block runs. `dag` has a vertex per live statement; an edge leads from a node to its user."""
@@ -180,6 +183,8 @@ class _Checker:
             elif tree.id not in (*self.block.params, *CONSTANTS, *DTYPES, "index"):
                 called = find_type(tree.id) or self.block.find_block(tree.id)
                 hint = f"to build it write {tree.id}(...)" if called else nearest(tree.id, self.block.params)
+                if tree.id in PREFIXES:
+                    hint = "types stand without a prefix here: Linear(8, 8)"
                 yield Problem(f"no param is called '{tree.id}'.", expression.place(tree), hint or "there are no params")
         else:
             for child in ast.iter_child_nodes(tree):
@@ -248,6 +253,9 @@ class _Checker:
 
     def _unknown(self, expression: Expression, tree: ast.Name, where: str) -> Problem:
         self.unknown.add(tree.id)
+        if tree.id in PREFIXES:
+            hint = "names stand without a prefix here: Linear(8, 8), silu(x), layer(h)"
+            return Problem(f"{where}: '{tree.id}' is not known.", expression.place(tree), hint)
         hint = nearest(tree.id, self._own_names())
         if "did you mean" not in hint:
             wide = nearest(tree.id, [*OPS.keys(), *torch_ops(), *self.block.visible_blocks(), *PLAIN_FUNCTIONS])

@@ -392,13 +392,13 @@ class _Lowering:
             method = ast.copy_location(ast.Attribute(self._expr(callee.value), callee.attr, ast.Load()), callee)
             return ast.Call(method, *self._arguments(tree))
         assert isinstance(callee, ast.Name)
+        block = self.block.find_block(callee.id)  # a name of the file hides a function of that name
+        if block is not None:
+            return self._block_call(tree, block)
         if callee.id in PLAIN_FUNCTIONS and is_plain(tree, self._is_plain_name):
             module, function = PLAIN_FUNCTIONS[callee.id]
             name = self._global(f"math.{callee.id}") if module else self._global(callee.id, function)
             return ast.Call(name, *self._arguments(tree))
-        block = self.block.find_block(callee.id)
-        if block is not None:
-            return self._block_call(tree, block)
         return self._op_call(tree, callee.id)
 
     def _is_plain_name(self, name: str) -> bool:
@@ -597,7 +597,7 @@ class _Lowering:
                 zipped.append(lowered)
                 return _load(unpacked[-1])
             lowered = self._expr(part)
-            if isinstance(lowered, ast.Name | ast.Constant) or ast.unparse(lowered).startswith("self."):
+            if isinstance(lowered, ast.Name | ast.Constant) or _is_path(lowered):
                 return lowered
             once = self._fresh(hint)  # evaluated once, not by each member
             self._emit(ast.Assign([_store(once)], lowered), part)
@@ -654,6 +654,13 @@ class _Lowering:
         return fresh
 
 
+def _is_path(code: ast.expr) -> bool:
+    """Whether code only reads a member, as `self.norm.weight` does: that costs and changes nothing."""
+    while isinstance(code, ast.Attribute):
+        code = code.value
+    return isinstance(code, ast.Name) and code.id == "self"
+
+
 def _load(name: str) -> ast.Name:
     return ast.Name(name, ast.Load())
 
@@ -665,7 +672,14 @@ def _store(name: str) -> ast.Name:
 def _literal(value: Any) -> ast.expr:
     """The code of a param's value."""
     if isinstance(value, float) and not math.isfinite(value):
-        return ast.Call(_load("float"), [ast.Constant(str(value))], [])
+        number = ast.Constant(1e999)  # which Python writes for infinity, whatever the names of a file are
+        return (
+            ast.BinOp(number, ast.Sub(), number)
+            if math.isnan(value)
+            else number
+            if value > 0
+            else ast.UnaryOp(ast.USub(), number)
+        )
     if isinstance(value, list | tuple):
         return ast.List([_literal(entry) for entry in value], ast.Load())
     if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:

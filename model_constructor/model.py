@@ -7,7 +7,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -172,7 +172,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
-@cache
+@lru_cache(maxsize=128)
 def _prototype(name: str, text: str) -> GraphModel:
     """A model of the class that a specification describes, one for all that ask; its sizes mean nothing."""
     from .build import build_prototype

@@ -11,6 +11,7 @@ import itertools
 import math
 import operator
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sizes import PROBES, Probes, Symbols
+from .sizes import PROBES, Formula, Probes, Symbols
 
 MAX_CHOICES = 400
 MAX_LEAVES = 10_000  # values that one call is given
 MAX_CONFIRMED = 2**20  # elements of the arguments of a call that is repeated with real zeros
-_DTYPES = (torch.int64, torch.bool)  # tried where no dtype was declared and float32 does not do
+_DTYPES = (torch.int64, torch.bool, torch.complex64)  # tried where no dtype was declared and float32 does not do
 
 # What a failure says that comes from the missing data, not from the sizes.
 _NO_DATA = re.compile(r"\bmeta\b|data.dependent|fake impl|\.item\(\)|storage|device", re.IGNORECASE)
@@ -68,9 +69,13 @@ class Failure:
     reason: str
 
 
-def tensor(sizes: Iterable[Probes], dtype: torch.dtype, sure: bool) -> Probed:
+def tensor(sizes: Iterable[Probes], dtype: torch.dtype, sure: bool) -> Any:
+    """A tensor of these sizes in each probe; UNDECIDED where they are too large together."""
     dims = list(sizes)
-    values = tuple(torch.empty([size[probe] for size in dims], dtype=dtype) for probe in range(PROBES))
+    try:
+        values = tuple(torch.empty([size[probe] for size in dims], dtype=dtype) for probe in range(PROBES))
+    except (RuntimeError, TypeError):  # more elements than torch can count: other sizes may do
+        return UNDECIDED
     return Probed(values, sure)
 
 
@@ -138,7 +143,7 @@ def joined(results: tuple[Any, ...], sure: bool) -> Any:
 
 def apply(function: Callable[..., Any], args: Any, kwargs: Any, symbols: Symbols, trusted: bool) -> Any:
     """What the function gives in every probe, UNKNOWN, or a Failure. `trusted`: its code is torch's or ours."""
-    found = list(leaves((args, kwargs)))
+    found = list(itertools.islice(leaves((args, kwargs)), MAX_LEAVES + 1))
     if len(found) > MAX_LEAVES or any(leaf is UNKNOWN for leaf in found):
         return UNKNOWN
     sure = all(leaf.sure for leaf in found if isinstance(leaf, Probed))
@@ -157,7 +162,9 @@ def _taken(probe: int) -> Callable[[Any], Any]:
 
 
 def _call(function: Callable[..., Any], args: Any, kwargs: Any, change: Callable[[Any], Any]) -> Any:
-    return function(*mapped(list(args), change), **mapped(dict(kwargs), change))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they would speak of the sizes of the probes
+        return function(*mapped(list(args), change), **mapped(dict(kwargs), change))
 
 
 @dataclass(slots=True)
@@ -225,12 +232,14 @@ class _Doubt:
     def _choices(self, found: list[Any]) -> Iterator[dict[str, int]]:
         """Sizes for the symbols in the arguments: those at hand in the call, and some of every kind."""
         names: set[str] = set()
+        formulae: list[Formula] = []
         constants = {1, 2, 720, 2048}
         numbers: list[int] = []
         for leaf in found:
             for sizes in (dims(leaf) or ()) if isinstance(leaf, Probed | Tensor) and _is_tensor(leaf) else ():
                 formula = self.symbols.formula(sizes)
                 names |= formula.symbols() if formula else {str(sizes)}
+                formulae += [formula] if formula else []
                 if formula and not formula.terms:
                     constants.add(sizes[0])
             if isinstance(leaf, Probed) and not leaf.is_tensor:
@@ -245,7 +254,8 @@ class _Doubt:
             numbers += [number for value in attributes for number in leaves(value) if type(number) is int]
             numbers += [size for parameter in module.parameters(recurse=False) for size in parameter.shape]
         constants |= set(numbers) | {sum(numbers), math.prod(numbers[:6])}
-        sizes = sorted(size for size in constants if 0 < size <= 2**24)
+        solved = [s for f in formulae for s in _solved(f, constants | set(numbers))]
+        sizes = sorted({size for size in (*constants, *solved) if 0 < size <= 2**24})
         if not names:
             return
         order = sorted(names)
@@ -312,6 +322,16 @@ class _Doubt:
             numbers = tuple(int(piece) for piece in pieces) if all(piece.isdigit() for piece in pieces) else ()
             text += self.symbols.text(numbers) if len(set(numbers)) > 1 else pieces[0]
         return text.rstrip(".")
+
+
+def _solved(formula: Formula, constants: Iterable[int]) -> Iterator[int]:
+    """For which sizes of its one symbol a formula is one of the numbers at hand: 7 * T is 84 for T = 12."""
+    if len(formula.terms) == 1 and len(formula.terms[0][1]) == 1:
+        ((coefficient, _),) = formula.terms
+        for number in constants:
+            size = (number - formula.constant) / coefficient
+            if size.denominator == 1 and size > 0:
+                yield int(size)
 
 
 def _is_tensor(leaf: Any) -> bool:

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from .block import Block, Input, Statement, Value, bind_params, expressions, tuple_length
 from .construct import Construction, Deferred, Graphs, Opaque, Sizes
-from .errors import ConfigError, Place, Problem
+from .errors import MAX_PROBLEMS, ConfigError, Place, Problem
 from .expressions import BINARY, COMPARE, UNARY, Expression, binary, call_plain, decide, evaluate
 from .graph import Graph, is_build_time
 from .model import Member, add_members
@@ -162,9 +162,12 @@ class _Pass:
                 return UNKNOWN
             entries.append(size)
         if max([math.prod(sizes) for sizes in zip(*entries, strict=True)], default=0) > MAX_ELEMENTS:
+            self.open += 1
             return UNKNOWN
         dtype = getattr(torch, declared.dtype) if declared.dtype else torch.get_default_dtype()
-        return tensor(entries, dtype, sure=declared.dtype is not None)
+        value = tensor(entries, dtype, sure=declared.dtype is not None)
+        self.open += value is UNDECIDED
+        return UNKNOWN if value is UNDECIDED else value
 
     def run(self, skeleton: Skeleton, values: dict[str, Any], sizes: dict[str, Any]) -> Any:
         """The outputs of a block for the values of its inputs."""
@@ -175,6 +178,7 @@ class _Pass:
             self._row(skeleton, name, values[name], declared.place)
         for statement in graph.order:
             value = frame.value(statement.value, f"node '{statement.key}'")
+            value = UNKNOWN if _is_large(value) else value
             for target, part in zip(statement.targets, frame.unpacked(statement, value), strict=True):
                 if target != "_":
                     frame.values[target] = part
@@ -484,8 +488,10 @@ class _Frame:
             value = self.values.get(name)
             if isinstance(value, Maybe):
                 self.values[name] = None if is_none else value.value
-        yield
-        self.values = saved
+        try:
+            yield
+        finally:
+            self.values = saved
 
     # calls
 
@@ -546,11 +552,14 @@ class _Frame:
         hint: str = "",
     ) -> Any:
         """What a function gives. `known`: for equal arguments the same, so that it is asked once."""
+        args, kwargs = _on_meta(args), _on_meta(kwargs)
+        if len(self.run.problems) > MAX_PROBLEMS or _is_large((args, kwargs)):
+            return UNKNOWN
         key = (_identity(function), _signature(args), _signature(kwargs)) if known else None
         result = self.run.known.get(key) if known else None
         if result is None:
             result = apply(function, args, kwargs, self.run.symbols, trusted)
-            if known and not isinstance(result, Failure):
+            if known:
                 self.run.known[key] = result
         if isinstance(result, Failure) and tree is not None:
             self._refuse(tree, result, args, kwargs, hint)
@@ -765,6 +774,18 @@ def _is_lazy(module: nn.Module) -> bool:
     return any(is_lazy(parameter) for parameter in module.parameters())
 
 
+def _is_large(value: Any) -> bool:
+    """Whether a nest of lists holds more than anyone writes; the same list counts as often as it stands there."""
+    return next(itertools.islice(leaves(value), MAX_PARTS, None), None) is not None
+
+
+def _on_meta(value: Any) -> Any:
+    """Arguments that name a device name the meta device: nothing here takes memory."""
+    if not isinstance(value, dict) or "device" not in value:
+        return value
+    return {**value, "device": torch.device("meta")}
+
+
 def _at(value: Any, position: int) -> Any:
     return value[position] if isinstance(value, _Each) else value
 
@@ -814,7 +835,7 @@ def _identity(function: Any) -> Any:
         return function
     return (
         type(function),
-        function.extra_repr(),
+        repr(sorted((key, value) for key, value in vars(function).items() if not key.startswith("_"))),
         *(parameter.shape for parameter in function._parameters.values() if parameter is not None),
     )
 
@@ -866,4 +887,6 @@ def _recurrent(module: nn.RNNBase, args: list[Any]) -> Any:
     state = tensor([layers, *batch, (width,) * PROBES], dtype, sure)
     cell = tensor([layers, *batch, (module.hidden_size,) * PROBES], dtype, sure)
     output = tensor([*given[:-1], (width * ways,) * PROBES], dtype, sure)
+    if UNDECIDED in (state, cell, output):
+        return UNKNOWN
     return output, (state, cell) if isinstance(module, nn.LSTM) else state

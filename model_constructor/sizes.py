@@ -15,6 +15,8 @@ from fractions import Fraction
 PROBES = 3
 MAX_COEFFICIENT = 65_536  # what a size of a network may be multiplied with; larger ones are accidents of the fit
 MAX_DENOMINATOR = 1024
+MAX_PLAIN = 64  # numbers in a formula of two terms
+MAX_SYMBOLS = 12  # of which products are looked for
 # Sizes come as multiples of a number with many divisors, since networks halve and fold them. Each symbol takes the next
 # primes, so that no sum or product of few of them is like another.
 STEPS = (192, 48, 1)
@@ -82,11 +84,12 @@ class Symbols:
     def _fit(self, sizes: Probes) -> Formula | None:
         if len(set(sizes)) == 1:
             return Formula(Fraction(sizes[0]))
-        for degree in (1, 2, 3):
+        few = len(self.sizes) <= MAX_SYMBOLS
+        for degree in (1, 2, 3) if few else (1,):
             fits = [fit for term in self._products(degree) if (fit := self._line(sizes, term))]
             if fits:
                 return min(fits, key=lambda fit: (abs(fit.constant), str(fit)))
-        pairs = itertools.combinations([*self._products(1), *self._products(2)], 2)
+        pairs = itertools.combinations([*self._products(1), *(self._products(2) if few else ())], 2)
         fits = [fit for one, other in pairs if (fit := self._plane(sizes, one, other))]
         return min(fits, key=lambda fit: (abs(fit.constant), len(str(fit)))) if fits else None
 
@@ -103,7 +106,7 @@ class Symbols:
         return self._accepted(sizes, Formula(sizes[0] - a * x[0], ((a, symbols),)))
 
     def _plane(self, sizes: Probes, one: tuple[str, ...], other: tuple[str, ...]) -> Formula | None:
-        """sizes = a * product + b * product + c, of which a and b are whole and small."""
+        """sizes = a * product + b * product + c, all of them small."""
         x, y = self._values(one), self._values(other)
         (dx1, dx2), (dy1, dy2) = ((v[1] - v[0], v[2] - v[0]) for v in (x, y))
         determinant = dx1 * dy2 - dx2 * dy1
@@ -111,9 +114,11 @@ class Symbols:
             return None
         d1, d2 = sizes[1] - sizes[0], sizes[2] - sizes[0]
         a, b = Fraction(d1 * dy2 - d2 * dy1, determinant), Fraction(dx1 * d2 - dx2 * d1, determinant)
-        if not a or not b or a.denominator > 1 or b.denominator > 1 or max(abs(a), abs(b)) > 4096:
+        constant = sizes[0] - a * x[0] - b * y[0]
+        # Three probes always fit three numbers: what is not small and plain is an accident.
+        if not a or not b or max(abs(a.numerator), abs(b.numerator), abs(constant)) > MAX_PLAIN:
             return None
-        return self._accepted(sizes, Formula(sizes[0] - a * x[0] - b * y[0], ((a, one), (b, other))))
+        return self._accepted(sizes, Formula(constant, ((a, one), (b, other))))
 
     def _accepted(self, sizes: Probes, formula: Formula) -> Formula | None:
         plain = formula.constant.denominator == 1 and all(

@@ -671,3 +671,32 @@ def test_a_function_that_several_blocks_call_is_listed_once(build: Callable):
         outputs: b(a(x))
         """)
     assert model.code.count("def twice(x):") == 1 and model.code.count("class ") == 3
+
+
+def test_a_module_among_the_shared_arguments_of_a_list_is_called_once(build: Callable):
+    model = build(
+        """\
+        inputs: {x: [B, 4], c: [B, 4]}
+        blocks:
+          one: {inputs: {h: [B, 4], c: [B, 4]}, outputs: h + c, modules: {}}
+        modules: {ones: ["Identity()", "Identity()", "Identity()"], n: "BatchNorm1d(4)", s: "Bilinear(4, 4, 4) * 3"}
+        outputs: s(x, n(c))
+        """.replace('ones: ["Identity()", "Identity()", "Identity()"], ', "")
+    )
+    model(torch.randn(3, 4), torch.randn(3, 4))
+    assert model.n.num_batches_tracked == 1 and "for " in model.code
+
+
+def test_a_block_hides_a_plain_function_of_its_name(build: Callable):
+    model = build("inputs: {x: [B, T]}\nblocks: {sqrt: {inputs: {n: any}, outputs: n * 3}}\noutputs: x * sqrt(T)\n")
+    assert model(torch.ones(1, 4)).tolist() == [[12.0] * 4]
+
+
+def test_infinity_does_not_depend_on_the_names_of_a_file(build: Callable):
+    model = build("""\
+        params: {m: .inf, n: -.inf}
+        inputs: {x: [B, 2]}
+        modules: {floats: "Linear(2, 2) * 2"}
+        outputs: clamp(floats(x), min=n, max=m)
+        """)
+    assert model(torch.ones(1, 2)).isfinite().all()

@@ -681,3 +681,10 @@ def test_the_text_of_a_config_reads_as_its_data(files: Files):
     config = load_config(files(base="b: [1]\n", main="defaults: [base.yaml]\na: $${b}\nc: ${b}\nd: 1e-3\ne: 'on'\n"))
     assert config.data == {"b": [1], "a": "${b}", "c": [1], "d": 1e-3, "e": "on"}
     assert load_config(files(written=config.text)).data == config.data
+
+
+def test_an_override_of_a_param_that_is_none_is_refused(tmp_path: Path):
+    path = tmp_path / "model.yaml"
+    path.write_text("schema_version: 2\nparams: {dim: 4}\ninputs: {x: [B, dim]}\noutputs: x * dim\n")
+    with pytest.raises(ConfigError, match="there is no param 'dmi' to set"):
+        load_config(path, ["params.dmi=64"], model=True)

@@ -585,3 +585,62 @@ def test_equal_layers_are_followed_once(tmp_path: Path):
     layer = "blocks:\n  layer: {inputs: {x: [B, 4]}, modules: {l: 'Linear(4, 4)'}, outputs: l(x)}\n"
     rows = shapes(f"{layer}inputs: {{x: [B, 4]}}\nmodules: {{layers: layer() * 50}}\noutputs: layers(x)\n")
     assert [name for name in rows if name.startswith("layers")] == ["layers.0.x", "layers.0.outputs"]
+
+
+# found by those who used it first
+
+
+def test_five_free_dimensions_are_no_crash():
+    assert outputs("inputs: {video: [B, T, C, H, W]}\noutputs: video.mean((1, 2))\n") == "[B, H, W]"
+    assert outputs("inputs: {video: [B, N, T, 3, H, W]}\noutputs: video.mean((1, 2))\n") == "[B, 3, H, W]"
+
+
+def test_modules_that_differ_in_an_option_are_not_taken_for_one_another():
+    text = "inputs: {x: [B, 4], z: [B, 4]}\nmodules: {m: MSELoss(), n: MSELoss(reduction='none')}\noutputs: m(x, z) + n(x, z).mean((0, 1))\n"
+    assert outputs(text) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "modules", "expression", "arguments"),
+    [
+        ("x: [B, T, 7]", "l: 'Linear(84, 4)'", "l(x.flatten(1))", [(2, 12, 7)]),
+        ("x: [B, 2]", "l: 'Linear(2, 2)'", "l(view_as_real(x)[..., 0])", [torch.zeros(2, 2, dtype=torch.complex64)]),
+    ],
+)
+def test_a_size_that_only_arithmetic_finds_is_not_refused(
+    inputs: str, modules: str, expression: str, arguments: list, tmp_path: Path
+):
+    path = tmp_path / "model.yaml"
+    path.write_text(f'schema_version: 2\ninputs: {{{inputs}}}\nmodules: {{{modules}}}\noutputs: "{expression}"\n')
+    model = build_model(path)
+    model(*(torch.ones(a) if isinstance(a, tuple) else a for a in arguments)) if arguments else None
+
+
+def test_no_formula_is_invented():
+    text = "inputs: {image: [B, 3, H, W], words: [B, L, 64]}\nmodules: {c: 'Conv2d(3, 64, 8, stride=8)'}\noutputs: cat([c(image).flatten(2).mT, words], 1)\n"
+    assert outputs(text) in ("[B, H*W//64 + L, 64]", "[B, L + H*W//64, 64]")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "inputs: {x: [B]}\ngraph:\n  n0: (x, x)\n"
+        + "".join(f"  n{i}: (n{i - 1}, n{i - 1})\n" for i in range(1, 30))
+        + "outputs: n29\n",
+        f"inputs: {{x: [{', '.join(f'S{i}' for i in range(80))}]}}\noutputs: x.flatten()\n",
+        "inputs: {x: [B, 8]}\nmodules: {l: 'Linear(8, 8) >> Linear(9, 9)'}\ngraph:\n"
+        + "".join(f"  n{i}: l(x)\n" for i in range(2000))
+        + f"outputs: [{', '.join(f'n{i}' for i in range(2000))}]\n",
+        "inputs: {x: any}\noutputs: ones(30000, 30000, device='cpu').sum()\n",
+    ],
+)
+def test_a_small_file_asks_for_little_work(text: str):
+    with contextlib.suppress(ConfigError):
+        assert shapes(text)
+
+
+@pytest.mark.parametrize("module", ["Linear(30000, 30000, device='cpu')", "Buffer(eye(4, device='cpu'))"])
+def test_a_file_names_no_device_when_a_model_is_built(module: str):
+    use = "m(x)" if "Linear" in module else "x @ m"
+    assert "a file names no device" in refusals(f'inputs: {{x: any}}\nmodules: {{m: "{module}"}}\noutputs: {use}\n')
