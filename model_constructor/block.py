@@ -352,7 +352,9 @@ class _Reader:
             self.complain(f"'{name}' is an attribute of nn.Module.", place, "choose another name")
 
     def _check_entries(self, value: Value, place: Place) -> None:
-        """The names inside a namespace."""
+        """The names inside a namespace, and inside the namespaces of a list."""
+        for entry in value if isinstance(value, list) else ():
+            self._check_entries(entry, place)
         for name, entry in value.items() if isinstance(value, dict) else ():
             self._check_name(name, place)
             self._check_entries(entry, place)

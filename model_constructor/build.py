@@ -32,7 +32,7 @@ def build_model(
     source: str | Path | Mapping[str, Any],
     *,
     params: Mapping[str, Any] | None = None,
-    overrides: Sequence[str] | Mapping[str, Any] = (),
+    overrides: str | Sequence[str] | Mapping[str, Any] = (),
     allow_imports: Sequence[str] = (),
 ) -> GraphModel:
     """Build the model that a YAML file describes.
@@ -45,6 +45,7 @@ def build_model(
 
     Raises ConfigError with all problems of the first stage that finds any, each with file, line and column.
     """
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     return build_tree(load_config(source, overrides, model=True).tree, _name(source), params, allow_imports)
 
 

@@ -387,6 +387,11 @@ def _check_signature(
             raise ConfigError(Problem(f"'{name}' has no argument '{keyword.arg}'.", place, hint))
     try:
         bound = signature.bind(*arguments, **keywords)
+        for argument, value in bound.arguments.items():
+            if isinstance(value, str) and isinstance(parameters[argument].default, bool):
+                message = f"'{argument}' of {name} is true or false; this is the string '{value}'."
+                hint = "on, off, yes and no are strings here: write true or false"
+                raise ConfigError(Problem(message, expression.place(tree), hint))
         counts = {argument: value for argument, value in bound.arguments.items() if argument.endswith("layers")}
         if isinstance(kind, type) and issubclass(kind, nn.RNNBase):  # takes *args; the third is num_layers
             counts["num_layers"] = keywords.get("num_layers", arguments[2] if len(arguments) > 2 else 1)

@@ -88,6 +88,8 @@ def own_tensors(model: GraphModel) -> dict[str, Expression]:
 
 def _own_tensors(module: nn.Module, entries: Mapping[str, Value], prefix: str) -> Iterator[tuple[str, Expression]]:
     for name, value in entries.items():
+        if isinstance(value, list):
+            value = {str(position): entry for position, entry in enumerate(value)}
         if isinstance(value, dict) and name in module._modules:
             yield from _own_tensors(module.get_submodule(name), value, f"{prefix}{name}.")
         elif isinstance(value, Expression) and (name in module._parameters or name in module._buffers):

@@ -176,18 +176,18 @@ _NOT_OPS = {"assert_int_or_pair", "boolean_dispatch", "handle_torch_function", "
 
 METHODS = frozenset(
     (
-        "abs acos add addcmul all amax amin any argmax argmin argsort asin atan atan2 baddbmm bernoulli bfloat16 bmm "
-        "bool broadcast_to ceil chunk clamp clamp_max clamp_min clip clone contiguous copysign cos cosh count_nonzero "
-        "cross cummax cummin cumprod cumsum deg2rad detach diag diag_embed diagonal diff dim div dot double eq erf "
-        "exp expand expand_as expm1 flatten flip float floor floor_divide fmod frac gather ge gt half index_add "
-        "index_copy index_fill index_select int isfinite isinf isnan kthvalue le lerp log log10 log1p log2 "
-        "logical_and logical_not logical_or logical_xor logit logsumexp long lt masked_fill masked_select matmul max "
-        "maximum mean median min minimum mm moveaxis movedim mul mv nan_to_num nanmean nansum narrow ne neg new_empty "
-        "new_full new_ones new_zeros nonzero norm numel outer permute pow prod quantile ravel reciprocal relu "
-        "remainder repeat repeat_interleave reshape reshape_as roll round rsqrt scatter scatter_add scatter_reduce "
-        "select sigmoid sign sin sinh size softmax sort split split_with_sizes sqrt square squeeze std sub sum "
-        "swapaxes swapdims t take_along_dim tan tanh tensor_split tile to topk transpose tril triu trunc type_as "
-        "unbind unflatten unfold unique unsqueeze var view view_as where xlogy"
+        "abs acos add addcmul all amax amin any argmax argmin argsort asin atan atan2 baddbmm bernoulli bfloat16 "
+        "bmm bool broadcast_to ceil chunk clamp clamp_max clamp_min clip clone contiguous copysign cos cosh "
+        "count_nonzero cross cummax cummin cumprod cumsum deg2rad detach diag diag_embed diagonal diff dim div dot "
+        "double eq erf exp expand expand_as expm1 flatten flip float floor floor_divide fmod frac gather ge gt "
+        "half index_add index_copy index_fill index_select int isfinite isinf isnan kthvalue le lerp log log10 "
+        "log1p log2 logical_and logical_not logical_or logical_xor logit log_softmax logsumexp long lt masked_fill "
+        "masked_select matmul max maximum mean median min minimum mm moveaxis movedim mul mv nan_to_num nanmean "
+        "nansum narrow ne neg new_empty new_full new_ones new_zeros nonzero norm numel outer permute pow prod "
+        "quantile ravel reciprocal relu remainder repeat repeat_interleave reshape reshape_as roll round rsqrt "
+        "scatter scatter_add scatter_reduce select sigmoid sign sin sinh size softmax sort split split_with_sizes "
+        "sqrt square squeeze std sub sum swapaxes swapdims t take_along_dim tan tanh tensor_split tile to topk "
+        "transpose tril triu trunc type_as unbind unflatten unfold unique unsqueeze var view view_as where xlogy"
     ).split()
 )
 ATTRIBUTES = frozenset(("shape", "dtype", "device", "ndim", "mT"))

@@ -391,7 +391,10 @@ class _Frame:
             case ast.List():
                 return [self.visit(entry) for entry in tree.elts]
             case ast.Dict():
-                return {self.visit(k): self.visit(v) for k, v in zip(tree.keys, tree.values, strict=True) if k}
+                keys = [self.visit(key) for key in tree.keys if key is not None]
+                if not all(isinstance(key, str | int | float | None) for key in keys):
+                    raise _Stop
+                return dict(zip(keys, map(self.visit, tree.values), strict=True))
         raise _Stop
 
     def _name(self, name: str) -> Any:
@@ -440,7 +443,7 @@ class _Frame:
             return UNKNOWN
         try:
             return value[index]
-        except (IndexError, KeyError, TypeError) as error:
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
             self._refuse(step, Failure(reason), [value, index], {})
             return UNKNOWN

@@ -653,3 +653,28 @@ def test_an_entry_that_the_table_does_not_have_is_an_error_with_the_nearest(prob
 def test_more_modules_than_anyone_writes_are_refused(problems: Callable, module: str):
     (problem,) = problems(f"inputs: {{x: any}}\nmodules:\n  m: {module}\noutputs: m[0](x)\n")
     assert problem.place
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "modules:\n  s: [{training: 'Linear(4, 4)'}]\noutputs: s[0].training(x)\n",
+        'outputs: "[x][::0]"\n',
+        "modules: {l: 'Linear(2, 2, bias=b)'}\nparams: {b: no}\noutputs: l(x)\n",
+    ],
+)
+def test_what_cannot_be_is_an_error_with_a_place(problems: Callable, text: str):
+    assert all(problem.place for problem in problems(f"inputs: {{x: any}}\n{text}"))
+
+
+def test_values_in_a_namespace_of_a_list_come_back_from_the_meta_device(write: Callable):
+    path = write("""\
+        inputs: {x: [B, 3]}
+        modules:
+          s: [{p: "Param(3, init=ones)", b: "Buffer(arange(3), persistent=False)"}]
+        outputs: x * s[0].p + s[0].b
+        """)
+    with torch.device("meta"):
+        model = build_model(path)
+    model.to_empty(device="cpu")
+    assert model(torch.ones(1, 3)).tolist() == [[1.0, 2.0, 3.0]]

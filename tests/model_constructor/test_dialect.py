@@ -41,7 +41,7 @@ def test_an_inline_block_takes_all_keys_of_a_block(build: Callable):
 
 
 @pytest.mark.parametrize(
-    ("key", "nearest"), [("modul", "modules"), ("imports", "inputs"), ("defaults", ""), ("settings", "")]
+    ("key", "nearest"), [("modul", "modules"), ("imports", ""), ("defaults", ""), ("settings", "")]
 )
 def test_an_inline_block_has_no_other_key(problems: Callable, key: str, nearest: str):
     found = problems(
