@@ -37,7 +37,7 @@ from .sizes import PROBES, STEPS, Probes, Symbols
 MAX_DESCRIBED = 160  # characters of a module in a message
 MAX_PARTS = 10_000  # tensors that one call may give
 MAX_ELEMENTS = 2**56  # of an input: torch cannot count the bytes of many more
-MAX_CALLS = 2_000  # of blocks that are followed: few lines can ask for exponentially many
+MAX_CALLS = 1_000  # of blocks that are followed: few lines can ask for exponentially many
 # Ops and methods that give as many tensors as their argument is long.
 _TAKES_APART = {"unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit", "combinations"}
 # Where a module that is given `_` looks for the size: a dimension of its argument. All others look at the last.
