@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from .block import Block, Input, Value, bind_params, expressions
-from .construct import Sizes, is_blank
-from .expressions import Expression, decide, evaluate
-from .graph import build_graph, is_build_time
+from .construct import Sizes, chosen, is_blank, is_constructor, links
+from .expressions import Expression, evaluate
+from .graph import build_graph, is_build_time, outcome
 from .names import CONSTANTS, OPS, PLAIN_FUNCTIONS, TYPES, find_type
 from .shapes import infer_shapes
 
@@ -108,9 +108,8 @@ class _BlockForm:
                 return _constant(tree.value)
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
                 return _constant(-number)
-            case ast.IfExp() if is_build_time(tree.test, self.block):
-                taken = tree.body if decide(expression, self.params, tree.test) else tree.orelse
-                return self._expression(expression, taken)
+            case ast.IfExp() if (decided := outcome(expression, self.params, tree.test, self.block)) is not None:
+                return self._expression(expression, tree.body if decided else tree.orelse)
             case ast.Call(func=ast.Name(id=name)) if name not in self.block.modules and self.block.find_block(name):
                 return self._function_call(expression, tree, name)
             case ast.Call():
@@ -170,13 +169,11 @@ class _BlockForm:
         return ["Namespace", *([name, self._entry(value[name], f"{path}.{name}")] for name in sorted(value))]
 
     def _constructor(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any], path: str) -> Form:
+        tree = chosen(expression, tree, values)
         match tree:
-            case ast.IfExp():
-                taken = tree.body if decide(expression, values, tree.test) else tree.orelse
-                return self._constructor(expression, taken, values, path)
             case ast.BinOp(op=ast.RShift()):
-                links = enumerate(_links(tree))
-                return ["Chain", *(self._constructor(expression, link, values, f"{path}.{i}") for i, link in links)]
+                parts = enumerate(links(tree))
+                return ["Chain", *(self._constructor(expression, link, values, f"{path}.{i}") for i, link in parts)]
             case ast.BinOp(op=ast.Mult()):
                 members = [{**values, "index": i} for i in range(evaluate(expression, values, tree.right))]
                 parts = (self._constructor(expression, tree.left, m, f"{path}.{i}") for i, m in enumerate(members))
@@ -222,32 +219,18 @@ class _BlockForm:
     def _argument(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any], path: str) -> Form:
         if is_blank(tree) or _is_plain(tree, values):
             return _constant(self._plain(expression, tree, values, path))
-        if self._is_constructor(tree):
+        if is_constructor(tree, self.block):
             return self._constructor(expression, tree, values, f"{path}.{tree.lineno}.{tree.col_offset}")
         return self._expression(expression, tree)
 
     def _plain(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any], path: str) -> Any:
         return self.architecture.sizes[path, tree] if is_blank(tree) else evaluate(expression, values, tree)
 
-    def _is_constructor(self, tree: ast.expr) -> bool:
-        while isinstance(tree, ast.BinOp):
-            tree = tree.left
-        if isinstance(tree, ast.List | ast.IfExp):
-            return any(self._is_constructor(part) for part in ast.iter_child_nodes(tree) if isinstance(part, ast.expr))
-        name = tree.func.id if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) else ""
-        return bool(self.block.find_block(name) or find_type(name))
-
 
 def _constant(value: Any) -> Form:
     if isinstance(value, list | tuple):
         return ["List" if isinstance(value, list) else "Tuple", *map(_constant, value)]
     return [type(value).__name__, repr(value)]
-
-
-def _links(tree: ast.expr) -> list[ast.expr]:
-    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.RShift):
-        return [*_links(tree.left), *_links(tree.right)]
-    return [tree]
 
 
 def _is_plain(tree: ast.expr, values: Mapping[str, Any]) -> bool:

@@ -152,17 +152,11 @@ class Constructor:
 
     def build(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any], path: str) -> Any:
         """The module (or parameter, buffer) that a constructor expression describes."""
+        tree = chosen(expression, tree, values)
         match tree:
-            case ast.IfExp():
-                chosen = tree.body if decide(expression, values, tree.test) else tree.orelse
-                return self.build(expression, chosen, values, path)
-            case ast.Subscript(value=ast.Dict() | ast.List() as entries):
-                return self.build(expression, self._chosen(expression, tree, entries, values), values, path)
             case ast.BinOp(op=ast.RShift()):
-                links = self._links(expression, tree)
-                return nn.Sequential(
-                    *(self._link(expression, link, values, f"{path}.{i}") for i, link in enumerate(links))
-                )
+                parts = enumerate(links(tree))
+                return nn.Sequential(*(self._link(expression, link, values, f"{path}.{i}") for i, link in parts))
             case ast.BinOp(op=ast.Mult()):
                 return self._repeat(expression, tree, values, path)
             case ast.List():
@@ -172,28 +166,6 @@ class Constructor:
                 return self._construct(expression, tree, values, path)
         hint = "write Type(...), a chain A() >> B(), or a list Type(...) * n"
         raise ConfigError(Problem("a module is built by a constructor.", expression.place(tree), hint))
-
-    def _chosen(
-        self, expression: Expression, tree: ast.Subscript, entries: ast.Dict | ast.List, values: Mapping[str, Any]
-    ) -> ast.expr:
-        """The entry of `{'relu': ReLU(), 'gelu': GELU()}[activation]`; the others are not built."""
-        key = evaluate(expression, values, tree.slice)
-        if isinstance(entries, ast.List):
-            known: dict[Any, ast.expr] = dict(enumerate(entries.elts))
-        else:
-            known = {
-                evaluate(expression, values, entry): value
-                for entry, value in zip(entries.keys, entries.values, strict=True)
-                if isinstance(entry, ast.Constant)
-            }
-        if not isinstance(key, str | int) or key not in known:
-            raise ConfigError(Problem(f"there is no entry {key!r}.", expression.place(tree.slice), nearest(key, known)))
-        return known[key]
-
-    def _links(self, expression: Expression, tree: ast.expr) -> list[ast.expr]:
-        if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.RShift):
-            return [*self._links(expression, tree.left), *self._links(expression, tree.right)]
-        return [tree]
 
     def _link(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any], path: str) -> nn.Module:
         module = self.module(expression, tree, values, path)
@@ -261,25 +233,9 @@ class Constructor:
     def _argument(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any], path: str) -> Any:
         if is_blank(tree):
             return self.construction.sizes[path, tree]
-        if self._is_constructor(tree):
+        if is_constructor(tree, self.block):
             return self.build(expression, tree, values, f"{path}.{tree.lineno}.{tree.col_offset}")
         return evaluate(expression, values, tree)
-
-    def _is_constructor(self, tree: ast.expr) -> bool:
-        match tree:
-            case ast.Call(func=ast.Name(id=name)):
-                return bool(self.block.find_block(name) or find_type(name))
-            case ast.BinOp(op=ast.RShift()):
-                return True
-            case ast.BinOp(op=ast.Mult()):
-                return self._is_constructor(tree.left)
-            case ast.IfExp():
-                return self._is_constructor(tree.body) or self._is_constructor(tree.orelse)
-            case ast.Subscript(value=ast.Dict(values=[first, *_]) | ast.List(elts=[first, *_])):
-                return self._is_constructor(first)
-            case ast.List(elts=[first, *_]):
-                return self._is_constructor(first)
-        return False
 
     def _block(
         self, expression: Expression, tree: ast.Call, inner: Block, values: Mapping[str, Any], path: str
@@ -338,6 +294,52 @@ class Constructor:
             raise ConfigError(
                 Problem(f"{name} cannot be built: {str(error).rstrip('.')}.", expression.place(tree), hint)
             ) from error
+
+
+# what a constructor expression says, whoever reads it
+
+
+def chosen(expression: Expression, tree: ast.expr, values: Mapping[str, Any]) -> ast.expr:
+    """What `A() if cond else B()` and `{'relu': ReLU(), 'gelu': GELU()}[activation]` come to; the rest is not built."""
+    match tree:
+        case ast.IfExp():
+            taken = tree.body if decide(expression, values, tree.test) else tree.orelse
+            return chosen(expression, taken, values)
+        case ast.Subscript(value=ast.Dict(keys=keys, values=entries)):
+            known = {
+                key.value: entry for key, entry in zip(keys, entries, strict=True) if isinstance(key, ast.Constant)
+            }
+        case ast.Subscript(value=ast.List(elts=entries)):
+            known = dict(enumerate(entries))
+        case _:
+            return tree
+    key = evaluate(expression, values, tree.slice)
+    if not isinstance(key, str | int) or key not in known:
+        raise ConfigError(Problem(f"there is no entry {key!r}.", expression.place(tree.slice), nearest(key, known)))
+    return chosen(expression, known[key], values)
+
+
+def links(tree: ast.expr) -> list[ast.expr]:
+    """The links of `A() >> B() >> C()`."""
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.RShift):
+        return [*links(tree.left), *links(tree.right)]
+    return [tree]
+
+
+def is_constructor(tree: ast.expr, block: Block) -> bool:
+    """Whether an argument is built, not computed."""
+    match tree:
+        case ast.Call(func=ast.Name(id=name)):
+            return bool(block.find_block(name) or find_type(name))
+        case ast.BinOp(op=ast.RShift()):
+            return True
+        case ast.BinOp(op=ast.Mult()):
+            return is_constructor(tree.left, block)
+        case ast.IfExp():
+            return is_constructor(tree.body, block) or is_constructor(tree.orelse, block)
+        case ast.Subscript(value=ast.Dict(values=entries) | ast.List(elts=entries)) | ast.List(elts=entries):
+            return any(is_constructor(entry, block) for entry in entries)
+    return False
 
 
 def is_blank(tree: ast.expr) -> bool:

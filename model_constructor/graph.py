@@ -8,7 +8,7 @@ branch uses is dropped.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -82,18 +82,27 @@ def is_build_time(tree: ast.expr, block: Block) -> bool:
     return names <= block.params.keys() | PLAIN_FUNCTIONS.keys() | CONSTANTS.keys() and not names & hidden
 
 
-def outcome(expression: Expression, params: Mapping[str, Any], test: ast.expr, block: Block) -> bool | None:
-    """What a test comes to under these params; None where the run decides. `use_vae and training` may be both."""
+def outcome(
+    expression: Expression,
+    params: Mapping[str, Any],
+    test: ast.expr,
+    block: Block,
+    known: Callable[[ast.expr], bool | None] = lambda test: None,
+) -> bool | None:
+    """What a test comes to under these params; None where the run decides. `use_vae and training` may be both.
+
+    known: what else is known of tests that params do not decide.
+    """
     if is_build_time(test, block):
         return decide(expression, params, test)
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        inner = outcome(expression, params, test.operand, block)
+        inner = outcome(expression, params, test.operand, block, known)
         return None if inner is None else not inner
     if isinstance(test, ast.BoolOp):
-        deciding = isinstance(test.op, ast.Or)  # one True decides an `or`, one False an `and`
-        if deciding in [outcome(expression, params, value, block) for value in test.values]:
-            return deciding
-    return None
+        decisive = isinstance(test.op, ast.Or)  # one True decides an `or`, one False an `and`
+        parts = [outcome(expression, params, value, block, known) for value in test.values]
+        return decisive if decisive in parts else None if None in parts else not decisive
+    return known(test)
 
 
 def may_be_decided(test: ast.expr, block: Block) -> bool:

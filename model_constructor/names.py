@@ -67,7 +67,11 @@ class Registry:
         tags: Sequence[str] = (),
         doc: str | None = None,
     ) -> None:
-        """Enter a module type for model files, as version 1 wrote it. Arguments are checked under every policy."""
+        """Enter a module type for model files, as version 1 wrote it.
+
+        For the sake of modules written for it, all its arguments are taken: what a type is given is checked under every
+        policy, and `tags` and `doc` say nothing to this version.
+        """
         _check_policy(signature_policy)
         TYPES.register(identifier(name))(factory)
 
@@ -80,7 +84,7 @@ class Registry:
         tags: Sequence[str] = (),
         doc: str | None = None,
     ) -> None:
-        """Enter an op for model files, as version 1 wrote it."""
+        """Enter an op for model files; the arguments are those of `register_module`."""
         _check_policy(signature_policy)
         OPS.register(identifier(name))(function)
 

@@ -27,8 +27,8 @@ from torch.overrides import TorchFunctionMode
 from .block import Block, Input, Statement, Value, bind_params, expressions, tuple_length
 from .construct import Construction, Deferred, Graphs, Opaque, Sizes
 from .errors import MAX_PROBLEMS, ConfigError, Place, Problem
-from .expressions import BINARY, COMPARE, UNARY, Expression, binary, call_plain, decide, evaluate
-from .graph import Graph, is_build_time
+from .expressions import BINARY, COMPARE, UNARY, Expression, binary, call_plain, evaluate
+from .graph import Graph, outcome
 from .model import Member, add_members
 from .names import CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, is_known_code, torch_ops
 from .probe import UNDECIDED, UNKNOWN, Failure, Maybe, Probed, apply, dims, joined, leaves, tensor
@@ -451,7 +451,8 @@ class _Frame:
     # conditionals
 
     def _conditional(self, tree: ast.IfExp) -> Any:
-        decided = self._decide(tree.test)
+        assert self.expression is not None
+        decided = outcome(self.expression, self.params, tree.test, self.block, self._is_none)
         if decided is not None:
             return self.visit(tree.body if decided else tree.orelse)
         with self._assuming(tree.test, True):
@@ -463,24 +464,13 @@ class _Frame:
             return other if other is None or other is UNKNOWN or isinstance(other, Maybe) else Maybe(other)
         return body if _signature(body) == _signature(orelse) else UNKNOWN
 
-    def _decide(self, test: ast.expr) -> bool | None:
-        """The outcome of a test, None where it depends on the run."""
-        assert self.expression is not None
+    def _is_none(self, test: ast.expr) -> bool | None:
+        """The outcome of `x is None`; None where it depends on the run."""
         match test:
-            case _ if is_build_time(test, self.block):
-                return decide(self.expression, self.params, test)
-            case ast.UnaryOp(op=ast.Not()):
-                outcome = self._decide(test.operand)
-                return None if outcome is None else not outcome
-            case ast.BoolOp():
-                outcomes = [self._decide(value) for value in test.values]
-                decisive = isinstance(test.op, ast.Or)
-                return decisive if decisive in outcomes else None if None in outcomes else not decisive
             case ast.Compare(ops=[ast.Is() | ast.IsNot() as op], comparators=[ast.Constant(value=None)]):
                 value = self.visit(test.left)
-                if value is UNKNOWN or isinstance(value, Maybe):
-                    return None
-                return (value is None) == isinstance(op, ast.Is)
+                if value is not UNKNOWN and not isinstance(value, Maybe):
+                    return (value is None) == isinstance(op, ast.Is)
         return None
 
     @contextmanager
@@ -555,7 +545,8 @@ class _Frame:
         hint: str = "",
     ) -> Any:
         """What a function gives. `known`: for equal arguments the same, so that it is asked once."""
-        args, kwargs = _on_meta(args), _on_meta(kwargs)
+        if "device" in kwargs:  # nothing here takes memory
+            kwargs = {**kwargs, "device": torch.device("meta")}
         if len(self.run.problems) > MAX_PROBLEMS or _is_large((args, kwargs)):
             return UNKNOWN
         key = (_identity(function), _signature(args), _signature(kwargs)) if known else None
@@ -780,13 +771,6 @@ def _is_lazy(module: nn.Module) -> bool:
 def _is_large(value: Any) -> bool:
     """Whether a nest of lists holds more than anyone writes; the same list counts as often as it stands there."""
     return next(itertools.islice(leaves(value), MAX_PARTS, None), None) is not None
-
-
-def _on_meta(value: Any) -> Any:
-    """Arguments that name a device name the meta device: nothing here takes memory."""
-    if not isinstance(value, dict) or "device" not in value:
-        return value
-    return {**value, "device": torch.device("meta")}
 
 
 def _at(value: Any, position: int) -> Any:
