@@ -20,7 +20,7 @@ import torch
 from .block import Block, Input, Value, bind_params, expressions
 from .construct import Sizes, chosen, is_blank, is_constructor, links
 from .expressions import Expression, evaluate
-from .graph import build_graph, is_build_time, outcome
+from .graph import build_graph, is_build_time, remaining
 from .names import CONSTANTS, OPS, PLAIN_FUNCTIONS, TYPES, find_type
 from .shapes import infer_shapes
 
@@ -108,8 +108,11 @@ class _BlockForm:
                 return _constant(tree.value)
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
                 return _constant(-number)
-            case ast.IfExp() if (decided := outcome(expression, self.params, tree.test, self.block)) is not None:
-                return self._expression(expression, tree.body if decided else tree.orelse)
+            case ast.IfExp():
+                test = remaining(expression, self.params, tree.test, self.block)
+                if isinstance(test, bool):
+                    return self._expression(expression, tree.body if test else tree.orelse)
+                return ["IfExp", *(self._expression(expression, part) for part in (test, tree.body, tree.orelse))]
             case ast.Call(func=ast.Name(id=name)) if name not in self.block.modules and self.block.find_block(name):
                 return self._function_call(expression, tree, name)
             case ast.Call():
@@ -220,6 +223,9 @@ class _BlockForm:
         if is_blank(tree) or _is_plain(tree, values):
             return _constant(self._plain(expression, tree, values, path))
         if is_constructor(tree, self.block):
+            taken = chosen(expression, tree, values)
+            if taken is not tree:
+                return self._argument(expression, taken, values, path)
             return self._constructor(expression, tree, values, f"{path}.{tree.lineno}.{tree.col_offset}")
         return self._expression(expression, tree)
 

@@ -127,13 +127,6 @@ def expressions(value: Value) -> Iterator[Expression]:
             yield from expressions(entry)
 
 
-def tuple_length(outputs: Value | None) -> int | None:
-    """How many values a block returns as a tuple; None for a single value or a dict."""
-    if isinstance(outputs, Expression):
-        return len(outputs.tree.elts) if isinstance(outputs.tree, ast.Tuple) else None
-    return len(outputs) if isinstance(outputs, list) else None
-
-
 class _Reader:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -153,8 +146,10 @@ class _Reader:
             self.complain(f"{name} has to be a mapping with the keys {', '.join(BLOCK_KEYS)}.", node.place)
             return block
         what = "a model file" if keys is FILE_KEYS else f"the block '{name}'"
-        self.problems += check_keys(node, keys, what)
+        self.problems += check_keys(node, (*keys, "defaults") if keys is FILE_KEYS else keys, what)
         if keys is FILE_KEYS:
+            if "defaults" in node.value:  # of a file they have been read
+                self.complain("'defaults' stands in a file of its own.", node.key_place("defaults"))
             self._version(node)
             block.imports = node.value.get("imports")
         if "outputs" not in node.value:
@@ -384,6 +379,8 @@ def _named(block: Block) -> Iterator[tuple[str, Place]]:
 
 def bind_params(block: Block, given: Mapping[str, Any], places: Mapping[str, Place | None]) -> dict[str, Any]:
     """The value of each param of a block: what the caller gives, else the default. Raises ConfigError."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(Problem(f"params are given as a mapping from names to values, not as {given!r}."))
     problems = []
     given = {name: _plain_number(value) for name, value in given.items()}
     for name, value in given.items():
@@ -398,7 +395,10 @@ def bind_params(block: Block, given: Mapping[str, Any], places: Mapping[str, Pla
         if name in given and not param.templates:
             problems += _misfit(block, name, given[name], param.default, places)
         elif name not in given and param.required:
-            hint = f"declared at {param.place} without a default: give it, as in {block.name}({name}=...)"
+            at_top = places.get("") == block.node.place  # and not at a call
+            how = f"--set params.{name}=..., or build_model(..., params={{'{name}': ...}})"
+            hint = f"declared at {param.place} without a default: give it, as in "
+            hint += how if at_top else f"{block.name}({name}=...)"
             problems.append(Problem(f"'{block.name}' needs the param '{name}'.", places.get(""), hint))
     if problems:
         raise ConfigError(problems)

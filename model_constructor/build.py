@@ -15,7 +15,7 @@ from torch import nn
 from .block import Block, bind_params, read_block
 from .compiler import compile_class
 from .config import load_config
-from .construct import Construction
+from .construct import ANY_SIZE, Construction
 from .errors import ConfigError, Problem
 from .graph import Graph, build_graph, check_names
 from .init import initialise
@@ -24,8 +24,6 @@ from .model import GraphModel, Member
 from .shapes import infer_shapes
 from .source import Node
 from .version1 import register_from
-
-ANY_SIZE = 2**10 * 45_045  # that most numbers of heads and groups divide
 
 
 def build_model(
@@ -116,7 +114,7 @@ def _checked(
 def _refuse_what_does_not_fit(block: Block, size: int) -> None:
     """A model for another device is left to that device."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if torch.get_default_device().type == "cpu" and size > memory:
+    if torch.empty(0).device.type == "cpu" and size > memory:
         message = f"the model takes {size / 2**30:,.0f} GiB; this machine has {memory / 2**30:,.0f} GiB."
         raise ConfigError(Problem(message, block.node.place, "build it under torch.device('meta') to look at it"))
 

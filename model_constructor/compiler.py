@@ -15,8 +15,10 @@ from types import CodeType
 from typing import Any
 from weakref import WeakValueDictionary
 
-from .block import Block, tuple_length
+from .block import Block
 from .source import SourceFile
+
+Held = tuple[str, int | None]  # "tuple", "list" or "dict", and how many values it holds, if that is known
 
 # As long as a model uses them.
 _classes: WeakValueDictionary[tuple, type] = WeakValueDictionary()
@@ -66,7 +68,9 @@ class Compiled:
     file: str  # what tracebacks call the listing
     scope: dict[str, Any]
     helpers: tuple[Compiled, ...]  # blocks without modules, compiled to functions of their own
+    returns: Held | None
     needs_training: bool
+    device_name: str  # of the argument with which a helper is given the device of what it creates; "" if it has none
 
     def listings(self) -> Iterator[str]:
         """The code of the functions it calls, and its own."""
@@ -92,9 +96,8 @@ class Compiled:
 
 def compile_class(block: Block, compiled: Compiled, base: type) -> type:
     """A subclass of `base` whose `forward` is the compiled function. Equal functions of a block share one class."""
-    returns = tuple_length(block.outputs)
     forward = compiled.function()
-    key = (base, block.name, tuple(block.inputs), returns, forward)
+    key = (base, block.name, tuple(block.inputs), forward)
     kind = _classes.get(key)
     if kind is None:
         members = {
@@ -102,7 +105,7 @@ def compile_class(block: Block, compiled: Compiled, base: type) -> type:
             "__doc__": f"The block '{block.name}' of {block.node.source.name}.",
             "forward": forward,
             "inputs": tuple(block.inputs),
-            "_returns": returns,
+            "_returns": compiled.returns,
             "_compiled": compiled,
         }
         _classes[key] = kind = type(block.name, (base,), members)

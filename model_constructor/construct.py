@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from .block import Block, Value, bind_params
-from .errors import ConfigError, Place, Problem, nearest
+from .compiler import Held
+from .errors import MAX_PROBLEMS, ConfigError, Place, Problem, nearest
 from .expressions import Expression, decide, evaluate
 from .graph import Graph, build_graph
 from .init import fill
@@ -22,7 +25,9 @@ from .names import find_type, is_known_code
 MAX_REPEAT = 1_000
 MAX_LAYERS = 200  # that one constructor makes by itself
 MAX_MODULES = 20_000
+ANY_SIZE = 2**10 * 45_045  # for a size that does not matter: most numbers of heads and groups divide it
 
+T = TypeVar("T")
 Graphs = dict[tuple[Block, str], Graph]  # of each block and its params
 Sizes = dict[tuple[str, ast.AST], int]  # of each `_`: the path of the module it is written in, and where
 
@@ -70,6 +75,9 @@ class Deferred(nn.Module):
 class Opaque(nn.Module):
     """Stands for a module that cannot be built without data; what it gives is not known."""
 
+    def forward(self, *values: Any, **named: Any) -> Any:
+        raise AssertionError("a module that could not be built is not called")
+
 
 @dataclass(slots=True)
 class Construction:
@@ -89,17 +97,25 @@ class Construction:
             self.graphs[key] = build_graph(block, params)
         graph = self.graphs[key]
         constructor = Constructor(self, block, params, (*inside, block))
-        members: dict[str, nn.Module | Member] = {}
+        modules = {name: value for name, value in block.modules.items() if name in graph.modules}
+        prefix = f"{path}." if path else ""
+        members = self.all_of(partial(constructor.member, value, f"{prefix}{name}") for name, value in modules.items())
+        return self.finish(graph, dict(zip(modules, members, strict=True)), path)
+
+    def all_of(self, builds: Iterable[Callable[[], T]]) -> list[T]:
+        """What each gives. Raises one ConfigError with all that is wrong with them."""
+        built: list[T] = []
         problems: list[Problem] = []
-        for name, value in block.modules.items():
-            if name in graph.modules:
-                try:
-                    members[name] = constructor.member(value, f"{path}.{name}" if path else name)
-                except ConfigError as error:
-                    problems += error.problems
+        for build in builds:
+            try:
+                built.append(build())
+            except ConfigError as error:
+                problems += error.problems
+            if len(problems) >= MAX_PROBLEMS or (problems and self.modules > MAX_MODULES):
+                break
         if problems:
             raise ConfigError(problems)
-        return self.finish(graph, members, path)
+        return built
 
     def count(self, place: Place, modules: int = 1) -> None:
         """A small file cannot ask for unbounded work."""
@@ -118,6 +134,7 @@ class Constructor:
         self.block = block
         self.params = params
         self.inside = inside
+        self._all_of = construction.all_of
 
     def member(self, value: Value, path: str) -> nn.Module | Member:
         """An entry of `modules`: of a constructor, a list or a namespace."""
@@ -125,9 +142,11 @@ class Constructor:
             built = self.build(value, value.tree, self.params, path)
             return built if isinstance(built, Member) else self._checked(value, value.tree, built)
         if isinstance(value, list):
-            return nn.ModuleList([self._list_entry(entry, f"{path}.{i}") for i, entry in enumerate(value)])
+            entries = enumerate(value)
+            return nn.ModuleList(self._all_of(partial(self._list_entry, entry, f"{path}.{i}") for i, entry in entries))
+        members = self._all_of(partial(self.member, entry, f"{path}.{name}") for name, entry in value.items())
         namespace = Namespace()
-        add_members(namespace, {name: self.member(entry, f"{path}.{name}") for name, entry in value.items()})
+        add_members(namespace, dict(zip(value, members, strict=True)))
         return namespace
 
     def _list_entry(self, value: Value, path: str) -> nn.Module:
@@ -156,12 +175,14 @@ class Constructor:
         match tree:
             case ast.BinOp(op=ast.RShift()):
                 parts = enumerate(links(tree))
-                return nn.Sequential(*(self._link(expression, link, values, f"{path}.{i}") for i, link in parts))
+                made = self._all_of(partial(self._link, expression, link, values, f"{path}.{i}") for i, link in parts)
+                return nn.Sequential(*made)
             case ast.BinOp(op=ast.Mult()):
                 return self._repeat(expression, tree, values, path)
             case ast.List():
                 entries = enumerate(tree.elts)
-                return nn.ModuleList([self.module(expression, e, values, f"{path}.{i}") for i, e in entries])
+                made = self._all_of(partial(self.module, expression, e, values, f"{path}.{i}") for i, e in entries)
+                return nn.ModuleList(made)
             case ast.Call(func=ast.Name()):
                 return self._construct(expression, tree, values, path)
         hint = "write Type(...), a chain A() >> B(), or a list Type(...) * n"
@@ -172,15 +193,40 @@ class Constructor:
         if isinstance(module, nn.ModuleList):
             hint = "name the list on its own under 'modules' and call it in the graph"
             raise ConfigError(Problem("a list cannot be a link of a chain.", expression.place(tree), hint))
+        try:
+            inspect.signature(module.forward).bind(None)
+        except TypeError as error:
+            message = f"a chain gives each link one value, and nothing else; here that fails: {error}."
+            hint = "name the module on its own under 'modules' and call it in the graph"
+            raise ConfigError(Problem(message, expression.place(tree), hint)) from None
+        except ValueError:  # of code that has no signature
+            pass
         return module
 
     def _repeat(self, expression: Expression, tree: ast.BinOp, values: Mapping[str, Any], path: str) -> nn.ModuleList:
+        if is_constructor(tree.right, self.block):
+            raise ConfigError(Problem("a list is written Type(...) * n, the count last.", expression.place(tree)))
         count = evaluate(expression, values, tree.right)
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_REPEAT:
             message = f"a repeat count is an integer from 0 to {MAX_REPEAT}; this is {count!r}."
             raise ConfigError(Problem(message, expression.place(tree.right)))
         members = ({**values, "index": i} for i in range(count))
-        return nn.ModuleList([self.module(expression, tree.left, m, f"{path}.{i}") for i, m in enumerate(members)])
+        made = nn.ModuleList([self.module(expression, tree.left, m, f"{path}.{i}") for i, m in enumerate(members)])
+        if not count:
+            made._returns = self._returned(expression, tree.left, {**values, "index": 0})  # pyrefly: ignore
+        return made
+
+    def _returned(self, expression: Expression, tree: ast.expr, values: Mapping[str, Any]) -> Held | None:
+        """The tuple that the members of an empty list would return: one is laid out, and dropped."""
+        whole = self.construction
+        construction = Construction(whole.finish, assumed=ANY_SIZE, modules=whole.modules, graphs=whole.graphs)
+        constructor = Constructor(construction, self.block, self.params, self.inside)
+        member = None
+        with torch.device("meta"), suppress(ConfigError):  # what is wrong with none is no error
+            member = constructor.module(expression, tree, values, "")
+        whole.modules = construction.modules
+        held = returned_by(member)
+        return held if held is not None and held[0] == "tuple" else None
 
     def _construct(self, expression: Expression, tree: ast.Call, values: Mapping[str, Any], path: str) -> Any:
         assert isinstance(tree.func, ast.Name)
@@ -206,17 +252,17 @@ class Constructor:
         if kind is None:
             hint = "write Type(...), a chain A() >> B(), or a list Type(...) * n"
             raise ConfigError(Problem(f"'{name}' builds no module.", expression.place(tree), hint))
-        arguments = [self._argument(expression, argument, values, path) for argument in tree.args]
-        keywords: dict[str, Any] = {}
         for keyword in tree.keywords:
             if keyword.arg is None:
                 hint = "'**params' passes params to a block; to a type, write each argument out"
                 raise ConfigError(Problem(f"'{name}' is not a block.", expression.place(keyword.value), hint))
-            keywords[keyword.arg] = self._argument(expression, keyword.value, values, path)
-        for keyword in tree.keywords:
             if keyword.arg == "device":
                 hint = "whoever builds a model places it: model.to(device), or build it under torch.device(...)"
                 raise ConfigError(Problem("a file names no device.", expression.place(keyword), hint))
+        written = [*tree.args, *(keyword.value for keyword in tree.keywords)]
+        given = self._all_of(partial(self._argument, expression, part, values, path) for part in written)
+        arguments, named = given[: len(tree.args)], given[len(tree.args) :]
+        keywords = {str(keyword.arg): value for keyword, value in zip(tree.keywords, named, strict=True)}
         _check_signature(expression, tree, name, kind, arguments, keywords)
         try:
             built = kind(*arguments, **keywords)
@@ -234,6 +280,9 @@ class Constructor:
         if is_blank(tree):
             return self.construction.sizes[path, tree]
         if is_constructor(tree, self.block):
+            taken = chosen(expression, tree, values)
+            if taken is not tree:  # `A() if cond else None` may be no constructor after all
+                return self._argument(expression, taken, values, path)
             return self.build(expression, tree, values, f"{path}.{tree.lineno}.{tree.col_offset}")
         return evaluate(expression, values, tree)
 
@@ -301,6 +350,7 @@ class Constructor:
 
 def chosen(expression: Expression, tree: ast.expr, values: Mapping[str, Any]) -> ast.expr:
     """What `A() if cond else B()` and `{'relu': ReLU(), 'gelu': GELU()}[activation]` come to; the rest is not built."""
+    known: dict[Any, ast.expr]
     match tree:
         case ast.IfExp():
             taken = tree.body if decide(expression, values, tree.test) else tree.orelse
@@ -340,6 +390,13 @@ def is_constructor(tree: ast.expr, block: Block) -> bool:
         case ast.Subscript(value=ast.Dict(values=entries) | ast.List(elts=entries)) | ast.List(elts=entries):
             return any(is_constructor(entry, block) for entry in entries)
     return False
+
+
+def returned_by(module: Any) -> Held | None:
+    """What a module returns, as far as it is a block: a chain what its last link does, a list what its members do."""
+    while isinstance(module, nn.Sequential | nn.ModuleList) and len(module):
+        module = module[-1]
+    return getattr(module, "_returns", None)
 
 
 def is_blank(tree: ast.expr) -> bool:

@@ -118,15 +118,20 @@ def parse(node: Node) -> Expression:
 
 
 def is_plain(tree: ast.AST, plain_names: Callable[[str], bool]) -> bool:
-    """Whether a value is made of plain numbers only: params, symbols, literals, and functions of these."""
+    """Whether a value is made of plain numbers only: params, symbols, literals, sizes, and functions of these."""
     if isinstance(tree, ast.Name):
         return plain_names(tree.id)
     if isinstance(tree, ast.Attribute):
         return tree.attr in ("shape", "ndim")
+    if isinstance(tree, ast.IfExp):  # whatever decides
+        return is_plain(tree.body, plain_names) and is_plain(tree.orelse, plain_names)
+    if isinstance(tree, ast.Compare) and isinstance(tree.ops[0], ast.Is | ast.IsNot):
+        return True
     if isinstance(tree, ast.Call):
         arguments = [*tree.args, *(keyword.value for keyword in tree.keywords)]
         named = isinstance(tree.func, ast.Name) and tree.func.id in PLAIN_FUNCTIONS
-        return named and all(is_plain(argument, plain_names) for argument in arguments)
+        asked = isinstance(tree.func, ast.Attribute) and tree.func.attr in ("size", "dim", "numel")
+        return (named or asked) and all(is_plain(argument, plain_names) for argument in arguments)
     if isinstance(tree, ast.Subscript):
         return is_plain(tree.value, plain_names)
     return all(is_plain(child, plain_names) for child in ast.iter_child_nodes(tree) if isinstance(child, ast.expr))
@@ -378,11 +383,20 @@ def _outside_grammar(expression: Expression) -> Iterator[Problem]:
 
 
 def _bitwise_beside_comparison(compare: ast.Compare, expression: Expression) -> bool:
+    """Whether `a & b` is a side of a comparison, with no parenthesis between it and the sign."""
+    lines = expression.node.source.lines
     for side in (compare.left, *compare.comparators):
-        if isinstance(side, ast.BinOp) and isinstance(side.op, ast.BitAnd | ast.BitOr):
-            raw = expression.node.source.lines[side.lineno - 1].encode()
-            if raw[: side.col_offset].rstrip()[-1:] != b"(":
-                return True
+        if not isinstance(side, ast.BinOp) or not isinstance(side.op, ast.BitAnd | ast.BitOr):
+            continue
+        first, last = side.lineno - 1, (side.end_lineno or side.lineno) - 1
+        if side is compare.left:
+            behind = (lines[last].encode()[side.end_col_offset :].decode(), *lines[last + 1 :])
+            is_apart = next((line.lstrip() for line in behind if line.strip()), "").startswith(")")
+        else:
+            before = (lines[first].encode()[: side.col_offset].decode(), *reversed(lines[:first]))
+            is_apart = next((line.rstrip() for line in before if line.strip()), "").endswith("(")
+        if not is_apart:
+            return True
     return False
 
 

@@ -38,6 +38,14 @@ if TYPE_CHECKING:  # imported where it is used: it takes longer to import than a
 PREFIXES = ("nn", "F", "torch", "self", "einops")  # of Python, that a file does not need
 
 
+_CHOSEN = "a string chooses a module where that is built: {{'relu': ReLU(), 'gelu': GELU()}}[{0}]"
+# What tensors of torch have besides, and what is written in a graph.
+_INSTEAD = {
+    **dict.fromkeys(("cuda", "cpu"), "a model moves as a whole, by model.to(device), and a tensor by x.to(y.device)"),
+    **dict.fromkeys(("item", "numpy", "tolist"), "what depends on the values of tensors is a registered op or module"),
+}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
     """What one use of a block runs. `dag` has a vertex per live statement; an edge leads from a node to its user."""
@@ -93,16 +101,34 @@ def outcome(
 
     known: what else is known of tests that params do not decide.
     """
+    rest = remaining(expression, params, test, block, known)
+    return rest if isinstance(rest, bool) else None
+
+
+def remaining(
+    expression: Expression,
+    params: Mapping[str, Any],
+    test: ast.expr,
+    block: Block,
+    known: Callable[[ast.expr], bool | None] = lambda test: None,
+) -> bool | ast.expr:
+    """As `outcome`; where the run decides, what is left of the test for it: of `use_vae and training`, `training`."""
     if is_build_time(test, block):
         return decide(expression, params, test)
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        inner = outcome(expression, params, test.operand, block, known)
-        return None if inner is None else not inner
+        inner = remaining(expression, params, test.operand, block, known)
+        return not inner if isinstance(inner, bool) else ast.copy_location(ast.UnaryOp(ast.Not(), inner), test)
     if isinstance(test, ast.BoolOp):
         decisive = isinstance(test.op, ast.Or)  # one True decides an `or`, one False an `and`
-        parts = [outcome(expression, params, value, block, known) for value in test.values]
-        return decisive if decisive in parts else None if None in parts else not decisive
-    return known(test)
+        parts = [remaining(expression, params, value, block, known) for value in test.values]
+        left = [part for part in parts if not isinstance(part, bool)]
+        if decisive in parts:
+            return decisive
+        if not left:
+            return not decisive
+        return left[0] if len(left) == 1 else ast.copy_location(ast.BoolOp(test.op, left), test)
+    found = known(test)
+    return test if found is None else found
 
 
 def may_be_decided(test: ast.expr, block: Block) -> bool:
@@ -123,9 +149,14 @@ class _Liveness:
             yield from self._read(expression, expression.tree)
 
     def _read(self, expression: Expression, tree: ast.AST) -> Iterator[str]:
-        decided = outcome(expression, self.params, tree.test, self.block) if isinstance(tree, ast.IfExp) else None
-        if isinstance(tree, ast.IfExp) and decided is not None:
-            yield from self._read(expression, tree.body if decided else tree.orelse)
+        if isinstance(tree, ast.IfExp):
+            rest = remaining(expression, self.params, tree.test, self.block)
+            if isinstance(rest, ast.expr):
+                yield from self._read(expression, rest)
+            if rest is not False:
+                yield from self._read(expression, tree.body)
+            if rest is not True:
+                yield from self._read(expression, tree.orelse)
         elif isinstance(tree, ast.Name):
             yield tree.id
         else:
@@ -160,6 +191,7 @@ class _Checker:
                 yield from self._visit(expression, expression.tree, where)
         yield from _cycles(self._certain_dag(), self.block)
         yield from self._unused()
+        yield from self._params_in_vain()
 
     def _graph_values(self) -> Iterator[tuple[str, Value]]:
         for statement in self.block.graph.values():
@@ -210,7 +242,12 @@ class _Checker:
             return
         known = [*self.block.visible_blocks(), *type_names()]
         message = f"no module type or block is called '{name.id}'."
-        yield Problem(message, expression.place(name), nearest(name.id, known))
+        hint = _CHOSEN.format(name.id) if self._is_string(name.id) else nearest(name.id, known)
+        yield Problem(message, expression.place(name), hint)
+
+    def _is_string(self, name: str) -> bool:
+        param = self.block.params.get(name)
+        return param is not None and (isinstance(param.default, str) or param.required is str)
 
     # graph expressions
 
@@ -286,7 +323,8 @@ class _Checker:
         if isinstance(callee, ast.Name):
             name = callee.id
             if name in self.values or name in self.buffers:
-                yield Problem(f"{where}: '{name}' is a value and cannot be called.", expression.place(callee))
+                hint = _CHOSEN.format(name) if self._is_string(name) else ""
+                yield Problem(f"{where}: '{name}' is a value and cannot be called.", expression.place(callee), hint)
             elif name == "each":
                 hint = "it hands each member of a list of modules its entry: layers(x, each(xs))"
                 yield Problem(f"{where}: 'each' is an argument of a call of a list.", expression.place(callee), hint)
@@ -297,7 +335,8 @@ class _Checker:
         elif isinstance(callee, ast.Attribute):
             if callee.attr not in METHODS:
                 message = f"{where}: a value has no method '{callee.attr}'."
-                yield Problem(message, expression.place(callee), nearest(callee.attr, METHODS))
+                hint = _INSTEAD.get(callee.attr) or nearest(callee.attr, METHODS)
+                yield Problem(message, expression.place(callee), hint)
             yield from self._visit(expression, callee.value, where)
         else:
             yield Problem(f"{where}: this cannot be called.", expression.place(callee))
@@ -328,10 +367,13 @@ class _Checker:
                     yield from self._condition(expression, value, where)
             case ast.UnaryOp(op=ast.Not()):
                 yield from self._condition(expression, tree.operand, where)
-            case ast.Compare(ops=[ast.Is() | ast.IsNot()], comparators=[ast.Constant(value=None)]):
+            case ast.Compare() if _is_none_test(tree):
                 yield from self._visit(expression, tree.left, where)
             case ast.Name(id="training"):
                 return
+            case ast.Compare() if not is_build_time(tree, self.block) and self._compares_conditions(tree):
+                for side in (tree.left, *tree.comparators):
+                    yield from self._condition(expression, side, where)
             case _ if is_build_time(tree, self.block):
                 for name in ast.walk(tree):
                     if isinstance(name, ast.Name) and name.id not in PLAIN_FUNCTIONS:
@@ -342,6 +384,13 @@ class _Checker:
                 hint = "a condition is made of params, training, 'x is None', comparisons of these, and/or/not"
                 message = f"{where}: this condition depends on the value of a tensor."
                 yield from unknown or [Problem(message, expression.place(tree), hint)]
+
+    def _compares_conditions(self, tree: ast.Compare) -> bool:
+        """Whether each side of a comparison could be a condition itself, as in `training == flag`."""
+        return all(
+            is_build_time(part, self.block) or _is_none_test(part) or ast.unparse(part) == "training"
+            for part in _parts(tree)
+        )
 
     def _subscripts(self, expression: Expression, tree: ast.expr, where: str) -> Iterator[Problem]:
         """The names inside the brackets of a path into modules."""
@@ -383,6 +432,17 @@ class _Checker:
     def _own_names(self) -> list[str]:
         return [*self.values, *self.block.modules]
 
+    def _params_in_vain(self) -> Iterator[Problem]:
+        """Params that a file adds to those of its `defaults`, and nothing reads: most likely misspelt ones of these."""
+        base = self.block.node.earlier[0].value if self.block.node.earlier else None
+        if not isinstance(base, dict):  # the path of a block's file
+            return
+        known = base["params"].value if "params" in base else {}
+        read = _read_params(self.block)
+        for name, param in self.block.params.items():
+            if name not in read and isinstance(known, dict) and name not in known:
+                yield Problem(f"nothing reads the param '{name}'.", param.place, nearest(name, known))
+
     def _unused(self) -> Iterator[Problem]:
         """What nothing reads; but for what a misspelt name, told already, was probably meant to be."""
         read = _read_names(value for _, value in self._graph_values())
@@ -402,6 +462,45 @@ class _Checker:
                 ]
             for path in unused:
                 yield Problem(f"nothing uses the module '{'.'.join(path)}'.", place, hint)
+
+
+def _parts(tree: ast.expr) -> Iterator[ast.expr]:
+    """The parts of a condition that `and`, `or`, `not` and comparisons put together."""
+    match tree:
+        case ast.BoolOp():
+            below = tree.values
+        case ast.UnaryOp(op=ast.Not()):
+            below = [tree.operand]
+        case ast.Compare() if not _is_none_test(tree):
+            below = [tree.left, *tree.comparators]
+        case _:
+            yield tree
+            return
+    for part in below:
+        yield from _parts(part)
+
+
+def _is_none_test(tree: ast.expr) -> bool:
+    """Whether a test is `x is None` or `x is not None`."""
+    match tree:
+        case ast.Compare(ops=[ast.Is() | ast.IsNot()], comparators=[ast.Constant(value=None)]):
+            return True
+    return False
+
+
+def _read_params(block: Block) -> set[str]:
+    """The params of a block that something in it reads, or hands on."""
+    values = [*block.modules.values(), *(statement.value for statement in block.graph.values()), *block.init.values()]
+    found = [expression for value in (*values, block.outputs or []) for expression in expressions(value)]
+    entries = (entry for declared in block.inputs.values() for entry in declared.shape or ())
+    read = {name.id for one in (*found, *entries) if isinstance(one, Expression) for name in one.names()}
+    templates = (template for param in block.params.values() for template in param.templates.values())
+    read |= {str(path[0]) for template in templates for _, path, _ in template.references()}
+    for call in (part for one in found for part in ast.walk(one.tree) if isinstance(part, ast.Call)):
+        inner = block.find_block(_callee(call))
+        if inner is not None and any(keyword.arg is None for keyword in call.keywords):  # **params
+            read |= inner.params.keys()
+    return read & block.params.keys()
 
 
 def _cycles(dag: nx.DiGraph, block: Block) -> Iterator[Problem]:

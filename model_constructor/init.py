@@ -81,6 +81,24 @@ def restore(model: GraphModel, names: Collection[str]) -> None:
     initialise(model, only=names)
 
 
+def given_parameters(module: nn.Module) -> set[nn.Parameter]:
+    """The parameters in `module` whose values a model file gives, by `Param` or `init`, or a type loaded: a module says
+    so by the attribute `pretrained`. The others hold what their constructors filled in."""
+    from .model import GraphModel  # which reads this file
+
+    given: set[nn.Parameter] = set()
+    for inner in module.modules():
+        if getattr(inner, "pretrained", False) is True:
+            given |= {*inner.parameters()}
+        if isinstance(inner, GraphModel):
+            own = {_tensor(inner, name) for name in own_tensors(inner)}
+            given |= {tensor for tensor in own if isinstance(tensor, nn.Parameter)}
+            for selector, value in inner._block.init.items():
+                for _, parameters in _selected(inner, selector, value):
+                    given |= {*parameters.values()}
+    return given
+
+
 def own_tensors(model: GraphModel) -> dict[str, Expression]:
     """The constructors of the Params and Buffers of the model's own block, by qualified name."""
     return dict(_own_tensors(model, model._block.modules, ""))

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -19,19 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .block import Block, Input, Statement, Value, bind_params, tuple_length
-from .compiler import Compiled, Listing
+from .block import Block, Input, Statement, Value, bind_params, expressions
+from .compiler import Compiled, Held, Listing
+from .construct import returned_by
 from .errors import ConfigError, Problem, nearest
 from .expressions import Expression, evaluate, is_plain
-from .graph import Graph, build_graph, is_build_time, outcome
+from .graph import Graph, build_graph, is_build_time, remaining
 from .names import (
     ATTRIBUTES,
     CONSTANTS,
-    CREATION_OPS,
     DTYPES,
     METHODS,
     OPS,
     PLAIN_FUNCTIONS,
+    creates,
+    names_axes,
     torch_ops,
     training_position,
 )
@@ -79,7 +82,13 @@ class _Lowering:
         self.helpers: dict[tuple, tuple[str, Compiled]] = {}
         self.statements: list[ast.stmt] = []
         self.symbols_read: set[str] = set()
+        # Names of what is a plain number, and of what may be one.
+        self.plain = {*self.params, *self.block.symbols, *(CONSTANTS.keys() - self.locals)}
+        self.maybe_plain = {"training", *(name for name, one in self.block.inputs.items() if one.shape is None)}
+        self.held: dict[str, Held | None] = {}  # of nodes; see `_held`
+        self.returns: Held | None = None
         self.needs_training = False
+        self.device_name = ""  # of a function's argument, if it needs one
         self.listing = Listing(graph.block.node.source)
         self.expression: Expression | None = None  # the one being lowered
 
@@ -100,16 +109,19 @@ class _Lowering:
         ast.fix_missing_locations(tree)
         helpers = tuple(helper for _, helper in self.helpers.values())
         file = self.listing.remember()
-        return Compiled(self.block, tree, self.listing, file, self.scope, helpers, self.needs_training)
+        how = self.returns, self.needs_training, self.device_name
+        return Compiled(self.block, tree, self.listing, file, self.scope, helpers, *how)
 
     # the frame of the function
 
     def _signature(self) -> ast.arguments:
         names = (["self"] if self.is_method else []) + list(self.block.inputs)
         defaults: list[ast.expr] = [ast.Constant(None) for declared in self.block.inputs.values() if declared.optional]
-        flag = [ast.arg("training")] if self.needs_training and not self.is_method else []
-        no_defaults: list[ast.expr | None] = [None] * len(flag)
-        return ast.arguments([], [ast.arg(name) for name in names], None, flag, no_defaults, None, defaults)
+        given = [] if self.is_method else ["training"] * self.needs_training
+        given += [self.device_name] if self.device_name else []
+        no_defaults: list[ast.expr | None] = [None] * len(given)
+        arguments, keywords = ([ast.arg(name) for name in part] for part in (names, given))
+        return ast.arguments([], arguments, None, keywords, no_defaults, None, defaults)
 
     def _symbols(self) -> list[ast.stmt]:
         """Statements that read the symbols in use off the shapes of the inputs."""
@@ -166,10 +178,21 @@ class _Lowering:
             return required[:1] or found
         place = self.block.symbols[symbol]
         hint = f"a dimension that is just {symbol}, of some input, gives it a value"
+        if get_close_matches(symbol, self.params, n=1):
+            hint += f"\n{nearest(symbol, self.params)}"
         raise ConfigError(Problem(f"the symbol '{symbol}' has no value.", place, hint))
 
-    def _first_tensor(self) -> str | None:
-        return next((n for n, i in self.block.inputs.items() if i.shape is not None and not i.optional), None)
+    def _device(self) -> ast.expr:
+        """Code for the device of the first tensor that the block is given; see `device_of`."""
+        inputs = self.block.inputs
+        first = next((n for n, declared in inputs.items() if declared.shape is not None and not declared.optional), "")
+        if first:
+            return ast.Attribute(_load(first), "device", ast.Load())
+        if self.is_method:
+            values: list[ast.expr] = [_load(name) for name in (*inputs, "self")]
+            return ast.Call(self._global("device_of", device_of), values, [])
+        self.device_name = self.device_name or self._fresh("device")  # its caller knows
+        return _load(self.device_name)
 
     # statements
 
@@ -181,12 +204,18 @@ class _Lowering:
         self.statements.append(statement)
 
     def _return(self) -> None:
-        assert self.block.outputs is not None
-        self._emit(ast.Return(self._value(self.block.outputs)))
+        outputs = self.block.outputs
+        assert outputs is not None
+        self._emit(ast.Return(self._value(outputs)))
+        self.returns = ("tuple", len(outputs)) if isinstance(outputs, list) else self._held(outputs)
 
     def _statement(self, statement: Statement) -> None:
         targets = statement.targets
         value = self._value(statement.value, targets)
+        self.held[statement.key] = self._held(statement.value)
+        for names, is_known in (self.plain, self._is_plain), (self.maybe_plain, self._may_be_plain):
+            if all(is_plain(expression.tree, is_known) for expression in expressions(statement.value)):
+                names.update(targets)
         if _is_names(value, targets):  # a threaded call has already bound them
             return
         stored: ast.expr = _store(targets[0])
@@ -215,6 +244,39 @@ class _Lowering:
         for part in (part for tree in lowered for part in ast.walk(tree) if lines_before and hasattr(part, "lineno")):
             part.lineno += lines_before  # pyrefly: ignore
             part.end_lineno += lines_before  # pyrefly: ignore
+
+    # values that hold others
+
+    def _held(self, value: Value) -> Held | None:
+        """What a lowered value holds; None for a tensor or number, and where that is not known or may vary."""
+        if not isinstance(value, Expression):
+            return ("list", len(value)) if isinstance(value, list) else ("dict", len(value))
+        self.expression = value
+        return self._held_by(value.tree)
+
+    def _held_by(self, tree: ast.expr) -> Held | None:
+        match tree:
+            case ast.Tuple(elts=entries) | ast.List(elts=entries) | ast.Dict(values=entries):
+                return type(tree).__name__.lower(), len(entries)
+            case ast.Name():
+                return self.held.get(tree.id)
+            case ast.IfExp():
+                assert self.expression is not None
+                rest = remaining(self.expression, self.params, tree.test, self.block)
+                branches = [tree.body] * (rest is not False) + [tree.orelse] * (rest is not True)
+                held = {self._held_by(branch) for branch in branches}
+                return held.pop() if len(held) == 1 else None
+            case ast.Subscript(slice=ast.Slice()) if self._root(tree) not in self.modules:
+                whole = self._held_by(tree.value)
+                return (whole[0], None) if whole is not None else None
+            case ast.Call(func=ast.Attribute(attr="scan" | "map") as callee) if self._root(callee) in self.modules:
+                return "list", None
+            case ast.Call(func=callee) if self._root(callee) in self.modules:
+                return returned_by(self._member(callee).object)
+            case ast.Call(func=ast.Name(id=name)):
+                block = self.block.find_block(name)
+                return self._function(tree, block)[1].returns if block is not None else None
+        return None
 
     # expressions
 
@@ -253,6 +315,9 @@ class _Lowering:
             case ast.BoolOp():
                 return ast.BoolOp(tree.op, [self._expr(value) for value in tree.values])
             case ast.Compare():
+                if len(tree.ops) > 1 and not is_plain(tree, self._may_be_plain):
+                    hint = "of tensors each comparison stands alone: (0 < x) & (x < 1)"
+                    raise self._error("a chain of comparisons has no tensor result.", tree, hint)
                 return ast.Compare(self._expr(tree.left), tree.ops, [self._expr(entry) for entry in tree.comparators])
             case ast.Tuple():
                 return ast.Tuple([self._expr(entry) for entry in tree.elts], ast.Load())
@@ -302,10 +367,10 @@ class _Lowering:
 
     def _conditional(self, tree: ast.IfExp, targets: tuple[str, ...]) -> ast.expr:
         assert self.expression is not None
-        decided = outcome(self.expression, self.params, tree.test, self.block)
-        if decided is not None:
-            return self._expr(tree.body if decided else tree.orelse, targets)
-        test = self._expr(tree.test)
+        rest = remaining(self.expression, self.params, tree.test, self.block)
+        if isinstance(rest, bool):
+            return self._expr(tree.body if rest else tree.orelse, targets)
+        test = self._expr(rest)
         outer = self.statements
         branches = []
         for branch in (tree.body, tree.orelse):
@@ -353,6 +418,9 @@ class _Lowering:
         else:
             hint = "modules are chosen when the model is built: by numbers and params"
             raise self._error("which module this is depends on the input.", step.slice, hint)
+        if isinstance(key, slice):
+            hint = "call its entries by their numbers, or build two lists"
+            raise self._error(f"modules are chosen one by one; '{ast.unparse(step)}' is a part of a list.", step, hint)
         if isinstance(key, int) and isinstance(module, nn.ModuleList | nn.Sequential):
             if not -len(module) <= key < len(module):
                 raise self._error(f"this list has {len(module)} modules; it has no [{key}].", step)
@@ -390,19 +458,26 @@ class _Lowering:
             return self._module_call(tree, targets)
         if isinstance(callee, ast.Attribute):
             method = ast.copy_location(ast.Attribute(self._expr(callee.value), callee.attr, ast.Load()), callee)
+            held = self._held_by(callee.value)
+            if held is not None:
+                hint = "read one of its entries, or join them to one tensor: stack(...), cat(...)"
+                raise self._error(f"a {held[0]} has no method '{callee.attr}'; tensors have.", callee, hint)
             return ast.Call(method, *self._arguments(tree))
         assert isinstance(callee, ast.Name)
         block = self.block.find_block(callee.id)  # a name of the file hides a function of that name
         if block is not None:
             return self._block_call(tree, block)
-        if callee.id in PLAIN_FUNCTIONS and is_plain(tree, self._is_plain_name):
+        if callee.id in PLAIN_FUNCTIONS and is_plain(tree, self._is_plain):
             module, function = PLAIN_FUNCTIONS[callee.id]
             name = self._global(f"math.{callee.id}") if module else self._global(callee.id, function)
             return ast.Call(name, *self._arguments(tree))
         return self._op_call(tree, callee.id)
 
-    def _is_plain_name(self, name: str) -> bool:
-        return name in self.params or name in self.block.symbols or (name in CONSTANTS and name not in self.locals)
+    def _is_plain(self, name: str) -> bool:
+        return name in self.plain
+
+    def _may_be_plain(self, name: str) -> bool:
+        return name in self.plain or name in self.maybe_plain
 
     def _arguments(self, tree: ast.Call) -> tuple[list[ast.expr], list[ast.keyword]]:
         positional = [self._expr(argument) for argument in tree.args]
@@ -423,12 +498,14 @@ class _Lowering:
         if name not in torch_ops():
             raise self._error(f"'{name}' takes plain numbers: params, symbols and literals.", tree)
         module = torch_ops()[name][0]
-        pattern_first = bool(tree.args) and is_build_time(tree.args[0], self.block)
-        if name == "einsum" and not pattern_first:
-            module = "einops"  # the pattern comes last, as einops has it
-        first = self._first_tensor()
-        if name in CREATION_OPS and "device" not in given and first is not None:
-            keywords.append(ast.keyword("device", ast.Attribute(_load(first), "device", ast.Load())))
+        if name == "einsum" and arguments:
+            pattern = self._evaluate(tree.args[0]) if is_build_time(tree.args[0], self.block) else None
+            if isinstance(pattern, str) and names_axes(pattern):
+                arguments = [*arguments[1:], arguments[0]]
+                pattern = None
+            module = "torch" if pattern is not None else "einops"  # which has it last
+        if creates(name, len(arguments), given) and "device" not in given:
+            keywords.append(ast.keyword("device", self._device()))
         function = ast.copy_location(self._global(f"{module}.{name}"), tree.func)
         return ast.Call(function, arguments, keywords)
 
@@ -437,12 +514,23 @@ class _Lowering:
         if block.modules:
             hint = f"build it under 'modules', as in {block.name}_1: {block.name}(...), and call that"
             raise self._error(f"the block '{block.name}' holds modules.", tree, hint)
+        inputs = [keyword for keyword in tree.keywords if keyword.arg in block.inputs]
+        self._check_inputs(tree, block.name, tuple(block.inputs.items()), inputs)
+        name, compiled = self._function(tree, block)
+        arguments = [self._expr(argument) for argument in tree.args]
+        keywords = [ast.keyword(keyword.arg, self._expr(keyword.value)) for keyword in inputs]
+        if compiled.needs_training:
+            keywords.append(ast.keyword("training", self._training()))
+        if compiled.device_name:
+            keywords.append(ast.keyword(compiled.device_name, self._device()))
+        return ast.Call(self._global(name, compiled.function()), arguments, keywords)
+
+    def _function(self, tree: ast.Call, block: Block) -> tuple[str, Compiled]:
+        """The function of a block for the params that a call gives, and its name; one for all calls that give these."""
         given: dict[str, Any] = {}
         places = {"": self.expression.place(tree) if self.expression else None}
-        keywords: list[ast.keyword] = []
         for keyword in tree.keywords:
             if keyword.arg in block.inputs:
-                keywords.append(ast.keyword(keyword.arg, self._expr(keyword.value)))
                 continue
             if not is_build_time(keyword.value, self.block):
                 hint = nearest(keyword.arg, block.inputs) if keyword.arg not in block.params else ""
@@ -450,7 +538,6 @@ class _Lowering:
             assert keyword.arg is not None
             given[keyword.arg] = self._evaluate(keyword.value)
             places[keyword.arg] = self.expression.place(keyword.value) if self.expression else None
-        self._check_inputs(tree, block.name, tuple(block.inputs.items()), keywords)
         helper_key = (block.node.place, tuple(sorted((name, repr(value)) for name, value in given.items())))
         if helper_key not in self.helpers:
             graph = build_graph(block, bind_params(block, given, places))
@@ -465,10 +552,7 @@ class _Lowering:
                 name += "_"
             compiled = _Lowering(graph, {}, name, is_method=False, inside=self.inside, made=self.made).compiled()
             self.helpers[helper_key] = (name, compiled)
-        name, compiled = self.helpers[helper_key]
-        if compiled.needs_training:
-            keywords.append(ast.keyword("training", self._training()))
-        return ast.Call(self._global(name, compiled.function()), [self._expr(a) for a in tree.args], keywords)
+        return self.helpers[helper_key]
 
     def _check_inputs(
         self, tree: ast.Call, name: str, inputs: Sequence[tuple[str, Input]], keywords: Sequence[ast.keyword]
@@ -538,7 +622,9 @@ class _Lowering:
         returns = self._returns(tree, member.object)
         count = returns or 1
         if len(tree.args) < count:
-            raise self._error(f"this list threads {count} values; the call gives {len(tree.args)}.", tree)
+            threaded = "its first argument" if count == 1 else f"its first {count} arguments"
+            hint = f"give {'it' if count == 1 else 'them'} by position; what is given by keyword goes to every member"
+            raise self._error(f"a list threads {threaded}; the call gives {len(tree.args)} by position.", tree, hint)
         self._check_members(tree, member.object)
         carried = self._carried(member.object, count, targets)
         self._assign(carried, [self._expr(argument) for argument in tree.args[:count]], tree)
@@ -614,18 +700,12 @@ class _Lowering:
 
     def _returns(self, tree: ast.Call, members: nn.ModuleList) -> int | None:
         """How many values each member returns as a tuple."""
-        if len(members):
-            returned = {getattr(member, "_returns", None) for member in members}
-            if len(returned) > 1:
-                counts = " and ".join(sorted(f"{count or 1}" for count in returned))
-                raise self._error(f"the members of this list return {counts} values: it cannot be threaded.", tree)
-            return returned.pop()
-        value = self.block.modules.get(self._root(tree.func))  # no member to ask: the constructor says
-        match value.tree if isinstance(value, Expression) else None:
-            case ast.BinOp(op=ast.Mult(), left=ast.Call(func=ast.Name(id=name))):
-                block = self.block.find_block(name)
-                return tuple_length(block.outputs) if block else None
-        return None
+        held = [returned_by(member) for member in members] or [returned_by(members)]
+        returned = {entry[1] if entry is not None and entry[0] == "tuple" else None for entry in held}
+        if len(returned) > 1:
+            counts = " and ".join(sorted(f"{count or 1}" for count in returned))
+            raise self._error(f"the members of this list return {counts} values: it cannot be threaded.", tree)
+        return returned.pop()
 
     def _input_names(self, members: nn.ModuleList) -> list[str]:
         return list(getattr(members[0], "inputs", ())) if len(members) else []
@@ -652,6 +732,24 @@ class _Lowering:
             fresh = f"{name}_{count}"
         self.locals.add(fresh)
         return fresh
+
+
+def device_of(*values: Any) -> torch.device | None:
+    """The device of the first tensor among values, also in lists and dicts; of a module, that of its first weight.
+
+    None, which is the default device, where there is none. Compiled code calls it.
+    """
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            return value.device
+        if isinstance(value, nn.Module):
+            value = [*value.parameters(), *value.buffers()][:1]
+        elif isinstance(value, dict):
+            value = list(value.values())
+        device = device_of(*value) if isinstance(value, list | tuple) else None
+        if device is not None:
+            return device
+    return None
 
 
 def _is_path(code: ast.expr) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .block import Block
-from .compiler import Compiled
+from .compiler import Compiled, Held
 from .failure import explain
 from .interpolation import escaped
 from .source import dump, read_text
@@ -42,7 +42,7 @@ class GraphModel(nn.Module):
     """A network component built from YAML. Each distinct block has a subclass of its own, made by the compiler."""
 
     inputs: ClassVar[tuple[str, ...]]  # names of the forward's arguments, in order
-    _returns: ClassVar[int | None]  # the length of the tuple it returns; None for one value or a dict
+    _returns: ClassVar[Held | None]  # what it returns; None for one value, and where that is not known
     _compiled: ClassVar[Compiled]
 
     def __init__(self, block: Block, params: Mapping[str, Any], members: Mapping[str, nn.Module | Member]) -> None:
@@ -152,8 +152,9 @@ class GraphModel(nn.Module):
         return _rebuild, (self._block.name, dump(self.spec)), state
 
     def _untapped(self) -> dict[str, Any]:
-        """The attributes without what an open tap has set."""
-        return {key: value for key, value in self.__dict__.items() if key != "forward" or not hasattr(value, "taps")}
+        """The attributes without what an open tap has set, and without compiled code, which would call this model."""
+        own = {key: value for key, value in self.__dict__.items() if key != "_compiled_call_impl"}
+        return {key: value for key, value in own.items() if key != "forward" or not hasattr(value, "taps")}
 
 
 def add_members(owner: nn.Module, members: Mapping[str, nn.Module | Member]) -> None:

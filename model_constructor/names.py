@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -137,7 +137,7 @@ CONSTANTS: dict[str, tuple[str, float]] = {"inf": ("math", math.inf), "pi": ("ma
 DTYPES = (
     "bool uint8 int8 int16 int32 int64 long float16 half bfloat16 float32 float float64 double complex64 complex128"
 ).split()
-# Creation ops: without `device` they are made on the device of the block's first tensor argument.
+# Creation ops: see `creates`.
 CREATION_OPS = (
     "arange empty eye full linspace logspace ones rand randint randn randperm tensor tril_indices triu_indices zeros"
 ).split()
@@ -223,7 +223,25 @@ def torch_ops() -> dict[str, tuple[str, Callable[..., Any]]]:
             ops[name] = ("F", function)
     for name in _EINOPS:
         ops[name] = ("einops", getattr(einops, name))
+    ops["einsum"] = ("torch", einsum)
     return ops
+
+
+def einsum(*arguments: Any) -> Any:
+    """The sum of products that a pattern describes, in torch's letters or, as einops has it, in names of axes."""
+    import einops
+    import torch
+
+    first, *rest = arguments
+    if isinstance(first, str) and not names_axes(first):
+        return torch.einsum(*arguments)
+    return einops.einsum(*rest, first) if isinstance(first, str) else einops.einsum(*arguments)  # pyrefly: ignore
+
+
+def names_axes(pattern: str) -> bool:
+    """Whether a pattern such as `batch time, time dim -> batch dim` separates axes by spaces and has names for them."""
+    operands = [operand.split() for operand in re.split(",|->", pattern)]
+    return any(len(axes) > 1 and any(axis.isidentifier() and len(axis) > 1 for axis in axes) for axes in operands)
 
 
 def _is_tensor_function(function: Callable[..., Any]) -> bool:
@@ -239,6 +257,14 @@ def training_position(name: str) -> int | None:
     except (TypeError, ValueError):  # a builtin of torch; none of them has one
         return None
     return parameters.index("training") if "training" in parameters else None
+
+
+def creates(name: str, positional: int, keywords: Collection[str | None]) -> bool:
+    """Whether a call of an op makes a tensor of numbers. Without `device` that is made where the block's tensors are.
+
+    `normal` does where it is given a size, its third argument; its other form draws around tensors.
+    """
+    return name in CREATION_OPS or (name == "normal" and (positional > 2 or "size" in keywords))
 
 
 # Arguments with which an op changes what it is given.

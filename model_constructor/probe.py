@@ -6,30 +6,45 @@ run. Only what fails for every choice is refused.
 
 from __future__ import annotations
 
-import copy
+import dis
 import itertools
 import math
 import operator
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .sizes import PROBES, Formula, Probes, Symbols
+from .sizes import PROBES, Probes, Symbols
 
-MAX_CHOICES = 400
+MAX_CHOICES = 300  # of sizes that are tried for a call that fails
+MAX_LISTS = 40  # of numbers, that are compared for them
+MAX_TARGETS = 60  # single numbers
+MAX_SIZE = 2**24  # of a symbol
+BUMP = 2**6 * 3**2 * 5 * 7  # two sizes with this between them show how fast a number grows, also behind strides
 MAX_LEAVES = 10_000  # values that one call is given
-MAX_CONFIRMED = 2**20  # elements of the arguments of a call that is repeated with real zeros
-_DTYPES = (torch.int64, torch.bool, torch.complex64)  # tried where no dtype was declared and float32 does not do
+_DTYPES = (
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+    torch.bfloat16,
+)  # tried where no dtype was declared and float32 does not do
 
 # What a failure says that comes from the missing data, not from the sizes.
 _NO_DATA = re.compile(r"\bmeta\b|data.dependent|fake impl|\.item\(\)|storage|device", re.IGNORECASE)
 # What torch says where sizes do not fit: enough to refuse a module whose code is not known.
 _SIZES = re.compile(r"\bshapes? |\bsizes? |must match|\bdim\b|dimension|channels", re.IGNORECASE)
+
+Choice = dict[str, int]  # a size for each symbol
+
+# What torch says where dtypes do not fit: other sizes would not help.
+_DTYPE = re.compile(r"dtype|scalar type|\b(Float|Long|Int|Bool|Complex)", re.IGNORECASE)
 
 _PRODUCTS = (operator.matmul, torch.matmul, torch.bmm, torch.mm)
 
@@ -40,7 +55,6 @@ class _Unknown:
 
 
 UNKNOWN: Any = _Unknown()
-UNDECIDED: Any = _Unknown()  # it runs for some sizes, but not for those of the probes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +77,13 @@ class Maybe:
 
 
 @dataclass(frozen=True, slots=True)
+class Undecided:
+    """It runs for some sizes, as for these of the symbols, but not for those of the probes."""
+
+    sizes: Choice
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why no choice of sizes runs."""
 
@@ -70,12 +91,12 @@ class Failure:
 
 
 def tensor(sizes: Iterable[Probes], dtype: torch.dtype, sure: bool) -> Any:
-    """A tensor of these sizes in each probe; UNDECIDED where they are too large together."""
+    """A tensor of these sizes in each probe; Undecided where they are too large together."""
     dims = list(sizes)
     try:
         values = tuple(torch.empty([size[probe] for size in dims], dtype=dtype) for probe in range(PROBES))
     except (RuntimeError, TypeError):  # more elements than torch can count: other sizes may do
-        return UNDECIDED
+        return Undecided({})
     return Probed(values, sure)
 
 
@@ -142,7 +163,7 @@ def joined(results: tuple[Any, ...], sure: bool) -> Any:
 
 
 def apply(function: Callable[..., Any], args: Any, kwargs: Any, symbols: Symbols, trusted: bool) -> Any:
-    """What the function gives in every probe, UNKNOWN, or a Failure. `trusted`: its code is torch's or ours."""
+    """What the function gives in every probe; UNKNOWN, Undecided or a Failure. `trusted`: torch's code, or ours."""
     found = list(itertools.islice(leaves((args, kwargs)), MAX_LEAVES + 1))
     if len(found) > MAX_LEAVES or any(leaf is UNKNOWN for leaf in found):
         return UNKNOWN
@@ -178,132 +199,117 @@ class _Doubt:
     trusted: bool
 
     def settle(self, error: Exception, found: list[Any]) -> Any:
-        if isinstance(error, NotImplementedError) or _NO_DATA.search(str(error)):
+        if _needs_data(error) or not (self.trusted or _is_torchs(error)):
             return UNKNOWN
-        if not self.trusted and not _SIZES.search(str(error)):
-            return UNKNOWN
-        unsure = [leaf for leaf in found if isinstance(leaf, Probed) and leaf.is_tensor and not leaf.sure]
+        unsure = {id(leaf): leaf for leaf in found if isinstance(leaf, Probed) and leaf.is_tensor and not leaf.sure}
+        ways: dict[str, dict[int, torch.dtype]] = {}  # other dtypes, by what they fail with
         for dtypes in itertools.product((None, *_DTYPES), repeat=min(len(unsure), 4)):
-            changed = {id(leaf): dtype for leaf, dtype in zip(unsure, dtypes, strict=False) if dtype}
-            if not changed:
-                continue
+            changed = {leaf: dtype for leaf, dtype in zip(unsure, dtypes, strict=False) if dtype}
             try:
-                results = tuple(
-                    _call(self.function, self.args, self.kwargs, self._typed(changed, probe)) for probe in range(PROBES)
-                )
-            except Exception:  # as wrong as the first
-                continue
-            return joined(results, sure=False)
-        if any(self._runs(choice) for choice in self._choices(found)):
-            return UNDECIDED
-        if self._runs_with_data(found):
-            return UNKNOWN
+                return joined(tuple(self._given(_taken(probe), changed) for probe in range(PROBES)), sure=False)
+            except Exception as other:
+                ways.setdefault(str(other), changed)
+        ways = {said: dtypes for said, dtypes in ways.items() if not _DTYPE.search(said)} or ways
+        for said, dtypes in ways.items():
+            for choice in self._choices(found, said):
+                if self._runs(choice, dtypes):
+                    changed = {
+                        s: choice[s] for s, sizes in self.symbols.sizes.items() if choice.get(s, sizes[0]) != sizes[0]
+                    }
+                    return Undecided(changed)
         return Failure(self._reason())
 
-    def _typed(self, dtypes: Mapping[int, torch.dtype], probe: int) -> Callable[[Any], Any]:
-        taken = _taken(probe)
-        return lambda leaf: taken(leaf).to(dtypes[id(leaf)]) if id(leaf) in dtypes else taken(leaf)
+    def _given(self, taken: Callable[[Any], Any], dtypes: Mapping[int, torch.dtype]) -> Any:
+        """The call with other values for its leaves."""
 
-    def _runs(self, choice: Mapping[str, int]) -> bool:
+        def change(leaf: Any) -> Any:
+            return taken(leaf).to(dtypes[id(leaf)]) if id(leaf) in dtypes else taken(leaf)
+
+        return _call(self.function, self.args, self.kwargs, change)
+
+    def _runs(self, choice: Choice, dtypes: Mapping[int, torch.dtype]) -> bool:
         try:
-            _call(self.function, self.args, self.kwargs, lambda leaf: self._resized(leaf, choice))
-        except Exception as error:  # one that speaks of missing data decides nothing
-            return isinstance(error, NotImplementedError) or bool(_NO_DATA.search(str(error)))
+            self._given(partial(self._resized, choice=choice), dtypes)
+        except Exception as error:
+            return _needs_data(error)
         return True
 
-    def _resized(self, leaf: Any, choice: Mapping[str, int]) -> Any:
-        if not isinstance(leaf, Probed):
-            return leaf
-        if not leaf.is_tensor:
-            return self._size(leaf.values, choice)
-        first = leaf.values[0]
-        return torch.empty([self._size(sizes, choice) for sizes in dims(leaf) or ()], dtype=first.dtype)
+    def _resized(self, leaf: Any, choice: Choice) -> Any:
+        if not isinstance(leaf, Probed) or not (sizes := [self._size(sizes, choice) for sizes in _sizes(leaf)]):
+            return _taken(0)(leaf)
+        return torch.empty(sizes, dtype=leaf.values[0].dtype) if leaf.is_tensor else sizes[0]
 
-    def _size(self, sizes: Probes, choice: Mapping[str, int]) -> int:
-        """The size under a choice; one that is no formula of the symbols is chosen like a symbol."""
-        formula = self.symbols.formula(sizes)
-        if formula is None:
-            return choice[str(sizes)]
-        size = formula.at(choice)
+    def _size(self, sizes: Probes, choice: Choice) -> int:
+        size = self.symbols.formula(sizes).at(choice)
         if size is None:
             raise ValueError("these sizes of the symbols give no whole number")
         return size
 
-    def _choices(self, found: list[Any]) -> Iterator[dict[str, int]]:
-        """Sizes for the symbols in the arguments: those at hand in the call, and some of every kind."""
-        names: set[str] = set()
-        formulae: list[Formula] = []
-        constants = {1, 2, 720, 2048}
-        numbers: list[int] = []
-        for leaf in found:
-            for sizes in (dims(leaf) or ()) if isinstance(leaf, Probed | Tensor) and _is_tensor(leaf) else ():
-                formula = self.symbols.formula(sizes)
-                names |= formula.symbols() if formula else {str(sizes)}
-                formulae += [formula] if formula else []
-                if formula and not formula.terms:
-                    constants.add(sizes[0])
-            if isinstance(leaf, Probed) and not leaf.is_tensor:
-                formula = self.symbols.formula(leaf.values)
-                names |= formula.symbols() if formula else {str(leaf.values)}
-            if type(leaf) is int and leaf > 0:
-                numbers.append(leaf)
+    def _choices(self, found: list[Any], said: str) -> Iterator[Choice]:
+        """Sizes with which the call may run. The numbers it is about are made equal, by the one size of a symbol that
+        does it: first with the sizes of a probe for the other symbols, then with the same size for all, which is a
+        number of the call, of what it `said`, or a small or round one."""
+        modules = self.function.modules() if isinstance(self.function, nn.Module) else ()
+        lists = [*filter(None, _lists([self.args, self.kwargs, [vars(part) for part in modules]]))]
+        formulae = [self.symbols.formula(sizes) for entries in lists for sizes in entries]
+        start = {symbol: self.symbols.sizes[symbol][0] for formula in formulae for symbol in formula.symbols()}
+        at_hand = {int(formula.constant) for formula in formulae if not formula.terms}
+        at_hand |= {int(digits) for digits in re.findall(r"\d{1,9}", said)}
+        near = {1, 2, 3, 4, 720} | {n + more for n in at_hand for more in (0, 1)} | {n * n for n in at_hand}
+        targets = sorted(n for n in near if 0 < n <= MAX_SIZE)[:MAX_TARGETS]
         shared = self._batch(found)
-        owner = self.function if isinstance(self.function, nn.Module) else None
-        for module in owner.modules() if owner is not None else ():
-            attributes = (value for key, value in vars(module).items() if not key.startswith("_"))
-            numbers += [number for value in attributes for number in leaves(value) if type(number) is int]
-            numbers += [size for parameter in module.parameters(recurse=False) for size in parameter.shape]
-        constants |= set(numbers) | {sum(numbers), math.prod(numbers[:6])}
-        solved = [s for f in formulae for s in _solved(f, constants | set(numbers))]
-        sizes = sorted({size for size in (*constants, *solved) if 0 < size <= 2**24})
-        if not names:
+        names = [name for name in start if name not in shared]
+        alike = [start | dict.fromkeys(names, n) for n in targets]
+        solved = (self._solved(choice, names, lists[:MAX_LISTS], targets) for choice in (start, *alike))
+        seen: set[tuple[int, ...]] = set()
+        for choice in itertools.chain(next(solved), alike, itertools.chain.from_iterable(solved)) if names else ():
+            if len(seen) == MAX_CHOICES:
+                return
+            if tuple(choice.values()) not in seen:
+                seen.add(tuple(choice.values()))
+                yield choice
+
+    def _solved(
+        self, start: Choice, names: list[str], lists: list[list[Probes]], targets: list[int]
+    ) -> Iterator[Choice]:
+        """The choices in which one list of numbers is like another, and those in which one number is."""
+        try:
+            here = self._numbers(start, lists) + targets
+            there = {name: self._numbers({**start, name: start[name] + BUMP}, lists) + targets for name in names}
+        except ValueError:
             return
-        order = sorted(names)
-        for size in sizes:
-            yield {name: 720 if name in shared else size for name in order}
-        spread = (((720,) if name in shared else sizes) for name in order)
-        yield from (
-            dict(zip(order, chosen, strict=True))
-            for chosen in itertools.islice(itertools.product(*spread), MAX_CHOICES)
-        )
+        ends = list(itertools.accumulate(len(sizes) + 2 for sizes in lists))
+
+        def size(name: str, one: int, other: int) -> int:
+            """The size of a symbol that makes two numbers equal, which are taken to be linear in it; 0 if none does."""
+            slope = (there[name][one] - here[one]) - (there[name][other] - here[other])
+            found = start[name] - (here[one] - here[other]) * BUMP // slope if slope else 0
+            return found if 0 < found <= MAX_SIZE else 0
+
+        for one, other in itertools.permutations(range(len(lists)), 2):
+            choice = dict(start)
+            for back in range(min(len(lists[one]), len(lists[other]))):  # shapes are compared from the last size
+                i, j = ends[one] - 3 - back, ends[other] - 3 - back
+                name = next((n for n in names if choice[n] == start[n] and size(n, i, j)), None)
+                choice |= {name: size(name, i, j)} if name else {}
+            yield choice
+        for name in names:
+            pairs = ((i, j) for i in range(ends[-1]) for j in range(i + 1, len(here)))
+            yield from ({**start, name: n} for n in dict.fromkeys(size(name, *pair) for pair in pairs) if n)
+
+    def _numbers(self, choice: Choice, lists: list[list[Probes]]) -> list[int]:
+        """The numbers of each list, their sum and their product."""
+        values = ([self._size(sizes, choice) for sizes in entries] for entries in lists)
+        return [n for entries in values for n in (*entries, sum(entries), abs(math.prod(entries)))]  # -1 is the rest
 
     def _batch(self, found: list[Any]) -> set[str]:
-        """Symbols that two matrices share run along both: a product that needs one of them to be a number is a slip."""
-        if self.function not in _PRODUCTS:
+        """Symbols that stand at the same place in two matrices: a product that needs one of them to be a number is a
+        slip, as [B, T, 512] @ [B, 256] is. Of the product of a matrix with itself none is taken for one."""
+        arguments = list({id(leaf): leaf for leaf in found if _is_tensor(leaf)}.values())
+        if self.function not in _PRODUCTS or len(arguments) != 2:
             return set()
-        arguments = [leaf for leaf in found if isinstance(leaf, Probed | Tensor) and _is_tensor(leaf)]
-        formulae = [[self.symbols.formula(size) for size in dims(argument) or ()] for argument in arguments]
-        symbols = [{s for formula in entries if formula for s in formula.symbols()} for entries in formulae]
-        return set.intersection(*symbols) if len(symbols) == 2 else set()
-
-    def _runs_with_data(self, found: list[Any]) -> bool:
-        """Whether it is only the missing data that fails: the call once more, with zeros, where that is cheap."""
-        smallest = dict.fromkeys([*self.symbols.sizes], 2)
-        numbers = [leaf for leaf in found if type(leaf) is int]
-        try:
-            arguments = [self._resized(leaf, smallest) for leaf in found]
-        except (KeyError, ValueError):
-            arguments = [_taken(0)(leaf) for leaf in found]
-        elements = sum(a.numel() for a in arguments if isinstance(a, Tensor)) + math.prod(abs(n) + 1 for n in numbers)
-        module = self.function if isinstance(self.function, nn.Module) else None
-        elements += sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0
-        if elements > MAX_CONFIRMED:
-            return False
-
-        def real(leaf: Any) -> Any:
-            try:
-                value = self._resized(leaf, smallest)
-            except (KeyError, ValueError):
-                value = _taken(0)(leaf)
-            return torch.zeros(value.shape, dtype=value.dtype, device="cpu") if isinstance(value, Tensor) else value
-
-        try:
-            with torch.device("cpu"):
-                function = copy.deepcopy(module).to_empty(device="cpu") if module is not None else self.function
-                _call(function, self.args, self.kwargs, real)
-        except Exception:
-            return False
-        return True
+        formulae = ([self.symbols.formula(size) for size in _sizes(argument)] for argument in arguments)
+        return {s for one, other in zip(*formulae, strict=False) if one == other for s in one.symbols()}
 
     def _reason(self) -> str:
         """What the failure says in the probes, its numbers put as formulae where they differ."""
@@ -324,15 +330,43 @@ class _Doubt:
         return text.rstrip(".")
 
 
-def _solved(formula: Formula, constants: Iterable[int]) -> Iterator[int]:
-    """For which sizes of its one symbol a formula is one of the numbers at hand: 7 * T is 84 for T = 12."""
-    if len(formula.terms) == 1 and len(formula.terms[0][1]) == 1:
-        ((coefficient, _),) = formula.terms
-        for number in constants:
-            size = (number - formula.constant) / coefficient
-            if size.denominator == 1 and size > 0:
-                yield int(size)
+def _sizes(leaf: Any) -> list[Probes]:
+    """The sizes of a tensor, or an integer, in each probe."""
+    if isinstance(leaf, Tensor) or (isinstance(leaf, Probed) and leaf.is_tensor):
+        return dims(leaf) or []
+    values = leaf.values if isinstance(leaf, Probed) else (leaf,) * PROBES
+    return [values] if all(type(value) is int for value in values) else []
+
+
+def _lists(value: Any) -> Iterator[list[Probes]]:
+    """The shape of each tensor, and the integers of each list."""
+    match value:
+        case list() | tuple():
+            yield [sizes for entry in value if not _is_tensor(entry) for sizes in _sizes(entry)]
+            for entry in value:
+                yield from _lists(entry)
+        case dict():
+            yield from _lists(list(value.values()))
+        case slice():
+            yield from _lists([value.start, value.stop, value.step])
+        case Maybe():
+            yield from _lists(value.value)
+        case Tensor() | Probed() if _is_tensor(value):
+            yield _sizes(value)
+
+
+def _needs_data(error: Exception) -> bool:
+    """Whether a failure comes from the missing data, and decides nothing."""
+    return isinstance(error, NotImplementedError) or bool(_NO_DATA.search(str(error)))
+
+
+def _is_torchs(error: Exception) -> bool:
+    """Whether a failure speaks of sizes and is torch's own, and no `raise` or `assert` of code that is not known."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised = dis.opname[frame.f_code.co_code[frame.f_lasti]] == "RAISE_VARARGS"
+    known = frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "einops")
+    return bool(_SIZES.search(str(error))) and (known or not raised)
 
 
 def _is_tensor(leaf: Any) -> bool:
-    return leaf.is_tensor if isinstance(leaf, Probed) else True
+    return leaf.is_tensor if isinstance(leaf, Probed) else isinstance(leaf, Tensor)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -40,8 +42,11 @@ def save(model: GraphModel, folder: str | Path) -> None:
     """As `GraphModel.save_pretrained`."""
     folder = Path(folder)
     named = model.state_dict(keep_vars=True)
-    with torch.device("meta"):
-        expected = build_model(model.spec, allow_imports=tuple(sys.modules)).state_dict(keep_vars=True)
+    unsized = [name for name, tensor in named.items() if is_lazy(tensor)]
+    if unsized:
+        raise ConfigError(Problem(f"sizes are not known yet: {_list(unsized)}.", hint="call the model once"))
+    build = partial(build_model, model.spec, allow_imports=tuple(sys.modules))
+    expected = _laid_out(build, torch.device("cpu")).state_dict(keep_vars=True)
     problems = list(_differences(_looks(expected), _looks(named), "the model"))
     if problems:
         hint = "it has been changed since it was built, so that its specification does not describe it any more"
@@ -68,15 +73,15 @@ def load(folder: str | Path, device: torch.device | str | None, allow_imports: S
     """As `GraphModel.from_pretrained`."""
     model_file, weights_file = Path(folder) / MODEL_FILE, Path(folder) / WEIGHTS_FILE
     device = torch.get_default_device() if device is None else torch.device(device)
-    with torch.device("meta"):
-        model = build_model(model_file, allow_imports=allow_imports)
+    build = partial(build_model, model_file, allow_imports=allow_imports)
+    model = _laid_out(build, device)
     expected = model.state_dict(keep_vars=True)
     try:
         with safe_open(weights_file, "pt", device=str(device)) as file:
             metadata = file.metadata() or {}
             same_as, computed = _names(metadata["same_as"]), _names(metadata["computed"])
             names = {**{name: name for name in file.keys()}, **same_as}  # noqa: SIM118
-            stored = {name: _stored_looks(file.get_slice(first)) for name, first in names.items()}
+            stored: Looks = {name: _stored_looks(file.get_slice(first)) for name, first in names.items()}
             problems = list(_differences(_looks(expected), stored, str(weights_file)))
             if not problems and metadata["architecture_hash"] != model.architecture_hash:
                 message = f"{weights_file}: these are weights of another architecture than that of {model_file}."
@@ -94,7 +99,7 @@ def load(folder: str | Path, device: torch.device | str | None, allow_imports: S
         raise ConfigError(Problem(message)) from error
     for name in expected:
         _put(model, name, weights[names[name]])
-    _compute_buffers(model, computed, device, lambda: build_model(model_file, allow_imports=allow_imports))
+    _compute_buffers(model, computed, device, build)
     return model
 
 
@@ -107,14 +112,18 @@ def _names(text: str) -> dict[str, str]:
 
 # what a model holds, and what a file does
 
-Looks = dict[str, tuple[list[int], bool]]  # name -> shape, and whether it holds floating-point numbers
+# name -> shape (None where any will do), and whether it holds floating-point numbers
+Looks = dict[str, tuple[list[int] | None, bool]]
 
 
 def _looks(named: dict[str, Tensor]) -> Looks:
-    return {name: (list(tensor.shape), tensor.is_floating_point()) for name, tensor in named.items()}
+    return {
+        name: (None if is_lazy(tensor) else list(tensor.shape), tensor.dtype.is_floating_point)
+        for name, tensor in named.items()
+    }
 
 
-def _stored_looks(stored: Any) -> tuple[list[int], bool]:
+def _stored_looks(stored: Any) -> tuple[list[int] | None, bool]:
     return stored.get_shape(), stored.get_dtype().startswith(("F", "BF"))
 
 
@@ -127,7 +136,7 @@ def _differences(expected: Looks, found: Looks, what: str) -> Iterator[Problem]:
         yield Problem(f"{what}: the specification has no {_list(unexpected)}.", hint=nearest(min(unexpected), missing))
     for name in expected.keys() & found.keys():
         (shape, floating), (found_shape, found_floating) = expected[name], found[name]
-        if shape != found_shape:
+        if shape is not None and shape != found_shape:
             yield Problem(f"{what}: '{name}' has the shape {found_shape}; the specification says {shape}.")
         elif floating != found_floating:
             kinds = ("integers", "floating-point numbers")
@@ -167,6 +176,16 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
 # into a model on the meta device
 
 
+def _laid_out(build: Callable[[], GraphModel], device: torch.device) -> GraphModel:
+    """A model whose parameters have no values. What else its types make has them, on `device`, if one of them asks."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except ConfigError:  # some constructor asks for values
+        with _values_but_no_parameters(device):
+            return build()
+
+
 def _as(expected: Tensor, tensor: Tensor) -> Tensor:
     """A parameter where one is expected, trained where that one is."""
     return nn.Parameter(tensor, expected.requires_grad) if isinstance(expected, nn.Parameter) else tensor
@@ -197,15 +216,22 @@ def _compute_buffers(
             restore(module, mine)
             ours |= {f"{prefix}{name}" for name in mine}
     if waiting.keys() - ours:
-        # Types that load pretrained weights do not on the meta device; so that is what they are told. (Of a device
-        # without a number, get_default_device would make a tensor to see.)
-        with torch.random.fork_rng(devices=[]), torch.device("meta", 0), _BuffersOn(device), _parameters_on_meta():
+        with _values_but_no_parameters(device):
             built = build()
         for name in waiting.keys() - ours:
             _put(model, name, built.get_buffer(name))
-    for name in waiting.keys() & dtypes.keys():
+    for name in dict(model.named_buffers(remove_duplicate=False)).keys() & dtypes.keys():
         if dtypes[name] in DTYPES:
             _put(model, name, model.get_buffer(name).to(getattr(torch, dtypes[name])))
+
+
+@contextmanager
+def _values_but_no_parameters(device: torch.device) -> Iterator[None]:
+    """What is made inside has its values, on a device; parameters are dropped as soon as they are registered."""
+    # Types that load pretrained weights do not on the meta device; so that is what they are told. (Of a device
+    # without a number, get_default_device would make a tensor to see.)
+    with torch.random.fork_rng(devices=[]), torch.device("meta", 0), _BuffersOn(device), _parameters_on_meta():
+        yield
 
 
 class _BuffersOn(TorchFunctionMode):

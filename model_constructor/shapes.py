@@ -24,19 +24,21 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from .block import Block, Input, Statement, Value, bind_params, expressions, tuple_length
+from .block import Block, Input, Statement, Value, bind_params, expressions
 from .construct import Construction, Deferred, Graphs, Opaque, Sizes
 from .errors import MAX_PROBLEMS, ConfigError, Place, Problem
 from .expressions import BINARY, COMPARE, UNARY, Expression, binary, call_plain, evaluate
 from .graph import Graph, outcome
 from .model import Member, add_members
 from .names import CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, is_known_code, torch_ops
-from .probe import UNDECIDED, UNKNOWN, Failure, Maybe, Probed, apply, dims, joined, leaves, tensor
-from .sizes import PROBES, STEPS, Probes, Symbols
+from .probe import UNKNOWN, Failure, Maybe, Probed, Undecided, apply, dims, joined, leaves, tensor
+from .sizes import PROBES, ROUNDED, SMALL, STEPS, Probes, Symbols
 
 MAX_DESCRIBED = 160  # characters of a module in a message
+MAX_LEARNT = 100  # of the tensors that one call gives
 MAX_PARTS = 10_000  # tensors that one call may give
 MAX_ELEMENTS = 2**56  # of an input: torch cannot count the bytes of many more
+LEADS = (0, 2, 3, 4, 5, 6, 7, 8)  # dimensions that `...` may stand for, besides one
 MAX_CALLS = 1_000  # of blocks that are followed: few lines can ask for exponentially many
 # Ops and methods that give as many tensors as their argument is long.
 _TAKES_APART = {"unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit", "combinations"}
@@ -86,26 +88,43 @@ class Shapes:
     rows: tuple[Row, ...]
     bytes: int  # of all parameters and buffers
     graphs: Graphs  # of the blocks, for the params they are used with
+    notes: tuple[Problem, ...]  # on calls that run for some sizes only, and not for those that were tried
 
 
 def infer_shapes(block: Block, params: dict[str, Any]) -> Shapes:
     """Lay a model out on the meta device and run it in probes. Raises ConfigError with all that cannot fit."""
     random_state = torch.get_rng_state()
-    leads = (1, 0, 2, 3, 4) if any(None in (declared.shape or ()) for declared in block.inputs.values()) else (1,)
+    leads = LEADS if any(None in (declared.shape or ()) for declared in block.inputs.values()) else ()
     runs: list[_Pass] = []
     graphs: Graphs = {}
     try:
         with torch.device("meta"), torch.no_grad(), _NoFilling():
-            for lead, step in itertools.product(leads, STEPS):  # other sizes, as long as something stays open
-                runs.append(_Pass(block, params, Symbols(step), lead, graphs))
-                if not runs[-1].open and (not runs[-1].problems or lead == leads[-1]):
+            for table in STEPS:  # other sizes, as long as something stays open
+                runs.append(_Pass(block, params, Symbols(table), 1, graphs))
+                if not runs[-1].open:
                     break
+            others = [(STEPS[0] if lead < 4 else STEPS[-1], lead) for lead in leads]
+            for table, lead in [*((table, 1) for table in (*STEPS[-2:], SMALL)), *others]:
+                if not all(run.problems or run.cut for run in runs):  # it is enough that something runs
+                    break
+                runs.append(_Pass(block, params, Symbols(table), lead, graphs))
     finally:
         torch.set_rng_state(random_state)  # as if nothing had been built
-    best = min(runs, key=lambda run: (bool(run.problems), run.open))
+    best = min([r for r in runs if not r.cut] or runs, key=lambda run: (bool(run.problems), run.open))
     if best.problems:
         raise ConfigError(best.problems)
-    return Shapes(best.construction.sizes, tuple(best.rows), best.bytes, graphs)
+    return Shapes(best.construction.sizes, tuple(_told(best, runs)), best.bytes, graphs, tuple(best.notes))
+
+
+def _told(best: _Pass, runs: list[_Pass]) -> Iterator[Row]:
+    """The rows of a run, each as the run tells it that knows most: a formula must hold for sizes that no stride divides
+    evenly, where these run."""
+    uses = [(row.path, row.name) for row in best.rows]
+    alike = [run for run in runs if run.leads == best.leads and [(row.path, row.name) for row in run.rows] == uses]
+    rounds = [run.symbols.table in ROUNDED for run in alike]
+    for rows in zip(*(run.rows for run in alike), strict=True):
+        known = [("?" in row.shape, not r, "~" in row.shape) for r, row in zip(rounds, rows, strict=True)]
+        yield rows[known.index(min(known))]
 
 
 class _NoFilling(TorchFunctionMode):
@@ -126,8 +145,10 @@ class _Pass:
         self.symbols = symbols
         self.leads = leads  # how many dimensions the `...` of an input stands for
         self.problems: list[Problem] = []
+        self.notes: list[Problem] = []  # on calls that run for some sizes only
         self.rows: list[Row] = []
         self.open = 0  # calls that run for some sizes but not for these, and sizes that are no formula of the symbols
+        self.cut = False  # something is too large to be followed, and might not run
         self.inside: list[Block] = []  # the blocks that are being run
         self.known: dict[Any, Any] = {}  # what functions and modules gave, by their arguments
         self._results: dict[tuple, Any] = {}
@@ -163,11 +184,12 @@ class _Pass:
             entries.append(size)
         if max([math.prod(sizes) for sizes in zip(*entries, strict=True)], default=0) > MAX_ELEMENTS:
             self.open += 1
+            self.cut = True
             return UNKNOWN
         dtype = getattr(torch, declared.dtype) if declared.dtype else torch.get_default_dtype()
         value = tensor(entries, dtype, sure=declared.dtype is not None)
-        self.open += value is UNDECIDED
-        return UNKNOWN if value is UNDECIDED else value
+        self.open += isinstance(value, Undecided)
+        return UNKNOWN if isinstance(value, Undecided) else value
 
     def run(self, skeleton: Skeleton, values: dict[str, Any], sizes: dict[str, Any]) -> Any:
         """The outputs of a block for the values of its inputs."""
@@ -275,11 +297,11 @@ class _Pass:
                 return f"{self.text(value.value)} or None"
             case Probed() if not value.is_tensor:
                 whole = all(isinstance(v, int) for v in value.values)
-                return self.symbols.text(value.values) if whole else "?"
+                return self.symbols.text(value.values) if whole else "~"
             case Probed() | Tensor():
                 sizes = dims(value)
                 texts = [self.symbols.text(size) for size in sizes or ()]
-                self.open += "?" in texts
+                self.open += sizes is None or "~" in texts
                 shown = "?" if sizes is None else ", ".join(texts)
                 dtype = (value.values[0] if isinstance(value, Probed) else value).dtype
                 return f"[{shown}]" + ("" if dtype.is_floating_point else f" {_dtype(dtype)}")
@@ -515,6 +537,7 @@ class _Frame:
     def _takes_apart(self, name: str, args: list[Any]) -> Any:
         """UNKNOWN for a call that would give more tensors than anyone writes."""
         large = name in _TAKES_APART and any(max(s, default=0) > MAX_PARTS for s in _dims(next(iter(args), None)) or ())
+        self.run.cut |= large
         return UNKNOWN if large else None
 
     def _method(self, tree: ast.Call, owner: Any, name: str) -> Any:
@@ -555,16 +578,26 @@ class _Frame:
             result = apply(function, args, kwargs, self.run.symbols, trusted)
             if known:
                 self.run.known[key] = result
-        if isinstance(result, Failure) and tree is not None:
+            for leaf in itertools.islice(leaves(result), MAX_LEARNT):
+                for size in _dims(leaf) or ():
+                    self.run.symbols.formula(size)  # what the next stride divides
+        if isinstance(result, Failure | Undecided) and tree is not None:
             self._refuse(tree, result, args, kwargs, hint)
-        self.run.open += result is UNDECIDED
-        return UNKNOWN if isinstance(result, Failure) or result is UNDECIDED else result
+        self.run.open += isinstance(result, Undecided)
+        return UNKNOWN if isinstance(result, Failure | Undecided) else result
 
-    def _refuse(self, tree: ast.expr, failure: Failure, args: list[Any], kwargs: Any, hint: str = "") -> None:
+    def _refuse(
+        self, tree: ast.expr, result: Failure | Undecided, args: list[Any], kwargs: Any, hint: str = ""
+    ) -> None:
         assert self.expression is not None
         shown = self._shown(tree, [self.run.text(argument) for argument in args], kwargs)
-        message = f"{self.where}: {shown} does not fit: {failure.reason}."
-        self.run.problems.append(Problem(message, self.expression.place(tree), hint))
+        if isinstance(result, Failure):
+            message = f"{self.where}: {shown} does not fit: {result.reason}."
+            self.run.problems.append(Problem(message, self.expression.place(tree), hint))
+        else:
+            sizes = ", ".join(f"{symbol} = {size}" for symbol, size in result.sizes.items())
+            message = f"{self.where}: {shown} runs for some sizes only{sizes and f', such as {sizes}'}."
+            self.run.notes.append(Problem(message, self.expression.place(tree)))
 
     def _shown(self, tree: ast.expr, texts: list[str], kwargs: Mapping[str, Any]) -> str:
         """The expression with shapes in the place of its arguments."""
@@ -701,17 +734,19 @@ class _Frame:
         count = 1
         for position, key in enumerate(list(members._modules)):
             module = _entry(members, key)
-            if isinstance(module, Skeleton):
-                count = tuple_length(module._graph.block.outputs) or 1
             given = [_at(value, position) for value in args]
             words = {name: _at(value, position) for name, value in kwargs.items()}
             result = self._module(module, given, words, tree, f"{name}[{key}]")
             results.append(result)
+            if isinstance(module, Skeleton) and isinstance(result, tuple):
+                count = len(result)
             if how != "map":
                 parts = [result] if count == 1 and not isinstance(result, tuple) else self._parts(result)
                 args[:count] = parts if parts is not None and len(parts) == count else [UNKNOWN] * count
         if how:
             return results
+        if not len(members) and len(args) > 1:
+            return UNKNOWN  # how many values pass through is not to be seen in an empty list
         return args[0] if count == 1 else tuple(args[:count])
 
     def _built(self, deferred: Deferred, args: list[Any], kwargs: dict[str, Any]) -> nn.Module:
@@ -874,6 +909,6 @@ def _recurrent(module: nn.RNNBase, args: list[Any]) -> Any:
     state = tensor([layers, *batch, (width,) * PROBES], dtype, sure)
     cell = tensor([layers, *batch, (module.hidden_size,) * PROBES], dtype, sure)
     output = tensor([*given[:-1], (width * ways,) * PROBES], dtype, sure)
-    if UNDECIDED in (state, cell, output):
+    if any(isinstance(value, Undecided) for value in (state, cell, output)):
         return UNKNOWN
     return output, (state, cell) if isinstance(module, nn.LSTM) else state

@@ -49,6 +49,7 @@ class HuggingFaceBackbone(nn.Module):
         else:
             model = kind.from_pretrained(source, config=config, trust_remote_code=False, use_safetensors=True)
         self.output = output
+        self.pretrained = isinstance(source, str)
         self.model = model.train()  # as every new module; from_pretrained gives it in eval
 
     def forward(self, *inputs: Tensor, **options: Any) -> Any:

@@ -45,6 +45,7 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"output {output!r} is neither 'pooled' nor 'features' nor a list of levels")
         on_meta = torch.get_default_device().type == "meta"
         self.model = timm.create_model(name, pretrained=pretrained and not on_meta, **options)
+        self.pretrained = pretrained
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """image [B, channels, H, W], normalised as the weights expect it -> by `output`:

@@ -53,7 +53,8 @@ def run(given: argparse.Namespace) -> int:
         if given.quiet:
             continue
         before = f"{path}  " if len(given.files) > 1 else f"{shape_table(model, shapes, str(Path(path)))}\n\n"
-        print(f"{before}{_total(model, shapes)}: no problems")
+        notes = "".join(f"{note.place}  {note.message}\n" for note in shapes.notes)
+        print(f"{before}{notes}{_total(model, shapes)}: no problems")
     return status
 
 

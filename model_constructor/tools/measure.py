@@ -19,7 +19,7 @@ from ..errors import ConfigError, Problem, nearest
 from ..expressions import Expression, evaluate
 from ..model import GraphModel
 from ..shapes import infer_shapes
-from ..sizes import PROBES, STEPS, Probes, Symbols
+from ..sizes import PROBES, ROUNDED, STEPS, Probes, Symbols
 
 LEADING = "..."  # stands for one dimension
 DEFAULT_SIZES = {"B": 1, LEADING: 1}
@@ -90,6 +90,8 @@ def _shapes_in_symbols(model: GraphModel, sizes: Mapping[str, int]) -> dict[nn.M
     for dtypes in _dtype_choices(model):
         found: list[dict[nn.Module, str]] = []
         for step in STEPS:
+            if found and step not in ROUNDED:
+                break
             symbols = Symbols(step)
             free = {name: symbols.take(name) for name in _symbols(model) if name not in sizes}
             probes = [{**sizes, **{name: values[i] for name, values in free.items()}} for i in range(PROBES)]
@@ -98,10 +100,10 @@ def _shapes_in_symbols(model: GraphModel, sizes: Mapping[str, int]) -> dict[nn.M
             except Exception:  # these sizes or dtypes do not fit
                 continue
             found.append({m: _text([run.get(m) for run in runs], symbols.text) for m in runs[0]})
-            if not any("?" in text for text in found[-1].values()):
+            if not any("~" in text for text in found[-1].values()):
                 return found[-1]
         if found:
-            return min(found, key=lambda texts: sum("?" in text for text in texts.values()))
+            return min(found, key=lambda texts: sum("~" in text for text in texts.values()))
     return {}
 
 

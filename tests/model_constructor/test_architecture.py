@@ -197,6 +197,39 @@ def test_a_negative_number_is_the_same_from_a_param_and_written_out(hash_of: Cal
     assert hash_of(by_param) == hash_of(written) != hash_of(other)
 
 
+def test_a_constructor_chosen_from_a_table_is_the_one_written_out(hash_of: Callable):
+    text = 'params: {{kind: gelu, wide: 1}}\ninputs: {{x: [B, 3]}}\nmodules: {{m: "{0}"}}\noutputs: m(x)\n'
+    table, entries, branch, direct, other = (
+        hash_of(text.format(constructor))
+        for constructor in (
+            "Sequential({'relu': ReLU(), 'gelu': GELU()}[kind])",
+            "Sequential([ReLU(), GELU()][wide])",
+            "Sequential(ReLU() if kind == 'relu' else {'gelu': GELU()}[kind])",
+            "Sequential(GELU())",
+            "Sequential(ReLU())",
+        )
+    )
+    assert table == entries == branch == direct != other
+    whole = hash_of(text.format("{'relu': ReLU(), 'gelu': GELU()}[kind]"))
+    assert whole == hash_of(text.format("GELU()")) != hash_of(text.format("ReLU()"))
+
+
+@pytest.mark.parametrize(
+    ("test", "same"),
+    [
+        ("on and training", "training"),
+        ("training or off", "training"),
+        ("not (off or training)", "not training"),
+        ("off and training", "off"),
+        ("training or on", "on"),
+    ],
+)
+def test_what_params_decide_of_a_test_does_not_count(hash_of: Callable, test: str, same: str):
+    text = "params: {on: true, off: false}\ninputs: {x: [B, 3]}\noutputs: x + 1 if %s else x * 2\n"
+    assert hash_of(text % test) == hash_of(text % same)
+    assert len({hash_of(text % decided) for decided in ("training", "on", "off")}) == 3
+
+
 def test_params_given_by_the_caller_count_as_those_written(hash_of: Callable):
     assert hash_of(MODEL, params={"depth": 3}) == hash_of(MODEL.replace("depth: 2", "depth: 3"))
 

@@ -347,3 +347,34 @@ def test_a_symbol_is_bound_by_the_first_input_present_that_has_it(build: Callabl
 def test_a_symbol_that_is_only_computed_with_has_no_value(problems: Callable):
     found = problems("inputs: {x: [B, T + 1]}\noutputs: x + T\n")
     assert "'T'" in found[0].message and found[0].place.line == 2
+    found = problems("params: {dim: 3}\ninputs: {x: [B, 2 * dmi]}\noutputs: x * dim + dmi\n")
+    assert "did you mean 'dim'?" in found[0].hint
+
+
+@pytest.mark.parametrize("key", ["default", "defualts", "Defaults"])
+def test_a_misspelt_defaults_is_told_as_that(problems: Callable, key: str):
+    (problem,) = problems(f"{key}: [base.yaml]\ninputs: {{x: any}}\noutputs: x\n")
+    assert "did you mean 'defaults'?" in problem.hint
+
+
+def test_a_file_written_inside_another_has_no_defaults():
+    inner = {"schema_version": 2, "defaults": ["base.yaml"], "inputs": {"x": "any"}, "outputs": "x"}
+    with pytest.raises(ConfigError, match="a file of its own"):
+        build_model({"schema_version": 2, "inputs": {"x": "any"}, "blocks": {"b": inner}, "outputs": "b(x)"})
+
+
+def test_a_param_that_the_model_needs_is_told_as_its_caller_gives_it(problems: Callable):
+    (problem,) = problems("params: {dim: int}\ninputs: {x: any}\noutputs: x + dim\n")
+    assert "--set params.dim=" in problem.hint and "params={'dim'" in problem.hint
+    text = """\
+        inputs: {x: any}
+        blocks: {b: {params: {dim: int}, inputs: {x: any}, outputs: x + dim}}
+        outputs: b(x)
+        """
+    (problem,) = problems(text)
+    assert "b(dim=...)" in problem.hint and "--set" not in problem.hint
+
+
+def test_params_are_given_as_a_mapping(problems: Callable):
+    (problem,) = problems("params: {a: 1}\ninputs: {x: any}\noutputs: x + a\n", params=["a=2"])
+    assert "mapping" in problem.message

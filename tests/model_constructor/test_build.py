@@ -158,6 +158,10 @@ CONSTRUCTOR_SLIPS = [  # (constructor, what the caret is under, part of what is 
     ("Attention(8, heads=3)", "Attention(8, heads=3)", "not a multiple"),
     ("Linear(3, 3) * -1", "-1", "repeat count"),
     ("Linear(3, 3) * 2.0", "2.0", "repeat count"),
+    ("3 * Linear(3, 3)", "3 * Linear(3, 3)", "Type(...) * n"),
+    ("Linear(3, 3) >> Bilinear(3, 3, 3)", "Bilinear(3, 3, 3)", "one value"),
+    ("both() >> Linear(3, 3)", "both()", "one value"),
+    ("Identity() >> (both() if dim else ReLU())", "both() if dim else ReLU()", "one value"),
     ("Linear(3, 3) * True", "True", "repeat count"),
     ("Linear(3, 3) * 10 ** 6", "10 ** 6", "repeat count"),
     ("Linear(3, 1 / 0)", "1 / 0", "ZeroDivisionError"),
@@ -223,6 +227,7 @@ def test_a_slip_in_a_constructor_is_told_under_a_caret(problems: Callable, text:
         inputs: {{x: any}}
         blocks:
           inner: {{params: {{dim: int}}, inputs: {{x: any}}, modules: {{l: "Linear(dim, dim)"}}, outputs: l(x)}}
+          both: {{inputs: {{a: any, b: any}}, modules: {{l: "Linear(3, 3)"}}, outputs: l(a) + b}}
         modules:
           m: >-
             {text}
@@ -232,7 +237,43 @@ def test_a_slip_in_a_constructor_is_told_under_a_caret(problems: Callable, text:
     problem = next((p for p in found if said in f"{p.message} {p.hint}"), found[0])
     assert said in f"{problem.message} {problem.hint}"
     place = problem.place
-    assert (place.line, place.text[place.column - 1 : place.column - 1 + place.length]) == (8, marked)
+    assert (place.line, place.text[place.column - 1 : place.column - 1 + place.length]) == (9, marked)
+
+
+WRONG_PARTS = [
+    "[Linear(3), ReLU(), Linear(4)]",
+    "Linear(3) >> ReLU() >> Linear(4)",
+    "Sequential(Linear(3), ReLU(), Linear(4))",
+    "{a: Linear(3), b: ReLU(), c: Linear(4)}",
+    "TransformerEncoder(Linear(3), 2, norm=Linear(4))",
+]
+
+
+@pytest.mark.parametrize("parts", WRONG_PARTS)
+def test_all_wrong_entries_of_a_list_chain_namespace_or_call_are_told(problems: Callable, parts: str):
+    found = problems(
+        f"inputs: {{x: any}}\nmodules:\n  m: {parts}\noutputs: m.map(m)\n".replace(
+            "m.map(m)", "[m.a(x), m.b(x), m.c(x)]" if "a:" in parts else "m(x)"
+        )
+    )
+    place = [one.place for one in found]
+    assert [p.text[p.column - 1 : p.column - 1 + p.length] for p in place] == ["Linear(3)", "Linear(4)"]
+
+
+@pytest.mark.parametrize(("flag", "kind"), [(True, nn.LayerNorm), (False, type(None))])
+def test_an_argument_may_be_a_module_or_none(build: Callable, flag: bool, kind: type):
+    model = build(
+        """\
+        params: {flag: true}
+        inputs: {x: [B, T, 8]}
+        modules:
+          e: "TransformerEncoder(TransformerEncoderLayer(8, 2, batch_first=True), 1, norm=LayerNorm(8) if flag else None)"
+        outputs: e(x)
+        """,
+        params={"flag": flag},
+    )
+    assert type(model.e.norm) is kind
+    assert len(model.architecture_hash) == 64
 
 
 def test_all_slips_of_all_constructors_are_told_together(problems: Callable):

@@ -39,6 +39,10 @@ EXPRESSIONS = [  # (expression over x, y [2, 3, 4] and p = 3, the same in plain 
     ("repeat(x, 'b t d -> (n b) t d', n=2)", X.repeat(2, 1, 1)),
     ("einsum('btd,bsd->bts', x, y)", X @ Y.mT),
     ("einsum(x, y, 'b t d, b s d -> b t s')", X @ Y.mT),
+    ("einsum('b t d, b s d -> b t s', x, y)", X @ Y.mT),
+    ("einsum('batch time d, batch other d -> batch time other', x, y)", X @ Y.mT),
+    ("einsum('... d, ... d -> ...', x, y)", (X * Y).sum(-1)),
+    ("einsum('bt..., bt... -> bt', x, y)", (X * Y).sum(-1)),
     ("pack([x, y], 'b * d')[0]", torch.cat([X, Y], 1)),
     ("vector_norm(x, dim=-1)", X.norm(dim=-1)),
     ("cholesky(x @ x.mT + 9 * eye(3))", torch.linalg.cholesky(X @ X.mT + 9 * torch.eye(3))),
@@ -52,6 +56,8 @@ EXPRESSIONS = [  # (expression over x, y [2, 3, 4] and p = 3, the same in plain 
     ("full((2, 2), p)", torch.full((2, 2), 3)),
     ("where(x > 0, x, -inf)", torch.where(X > 0, X, -torch.inf)),
     ("x * pi", X * torch.pi),
+    ("max(x.size(1) // 2, 2) * sqrt(x.shape[0] + 2) + round(x.numel() / 5) + 0 * x", 2 * 2 + 5 + 0 * X),
+    ("x * (0 < T < 5) * (1 < x.dim() <= 3)", X),
     ("x * sqrt(p) + min(p, T) + max(p, 7) + abs(-p)", X * 3**0.5 + 3 + 7 + 3),
     ("sqrt(abs(x)) + exp(y) + floor(x)", X.abs().sqrt() + Y.exp() + X.floor()),
     ("max(x, dim=1)[0]", X.amax(1)),
@@ -228,6 +234,61 @@ def test_a_block_that_returns_two_values_threads_two(build: Callable, n: int, pa
     for member in model.twos:
         a, b = a @ member.l.weight.T + member.l.bias + b, a * c
     torch.testing.assert_close(model(x, c), (a, b))
+
+
+PAIRS = {  # how a block says that it returns l(a) + b, a * clock: modules, graph, outputs
+    "a function": ("{}", "{}", "swap(a * clock, l(a) + b)"),
+    "a node": ("{}", "{pair: '(l(a) + b, a * clock)'}", "pair"),
+    "a node that a node names": ("{}", "{pair: '(l(a) + b, a * clock)', same: pair}", "same"),
+    "a module": ("{i: inner()}", "{}", "i(l(a) + b, a * clock)"),
+    "a module in a namespace": ("{n: {i: outer()}}", "{}", "n.i(l(a) + b, a * clock)"),
+    "a list": ("{i: inner() * 2}", "{}", "i(l(a) + b, a * clock)"),
+    "an empty list": ("{i: outer() * 0}", "{}", "i(l(a) + b, a * clock)"),
+    "a choice of params": ("{}", "{}", "(l(a) + b, a * clock) if both else l(a)"),
+    "a choice at run time": ("{}", "{}", "(l(a) + b, a * clock) if training else swap(a * clock, l(a) + b)"),
+    "a choice of modules": ("{i: {left: inner(), right: outer()}}", "{}", "i[way](l(a) + b, a * clock)"),
+}
+SPACES = {"twos": "two() * n", "spaces": "{some: {twos: two() * n}}", "rows": "[two() * n, two() * n]"}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("n", [0, 2])
+@pytest.mark.parametrize("path", ["twos", "spaces.some.twos", "rows[1]"])
+def test_however_a_block_returns_two_values_a_list_threads_two(build: Callable, pair: str, n: int, path: str):
+    modules, graph, outputs = PAIRS[pair]
+    root = path.partition(".")[0].partition("[")[0]
+    x, c = XC
+    model = build(f"""\
+        params: {{n: {n}}}
+        inputs: {{x: [B, 4], c: [B, 4]}}
+        blocks:
+          swap: {{inputs: {{a: any, b: any}}, outputs: "b, a"}}
+          inner: {{inputs: {{a: any, b: any}}, modules: {{i: Identity()}}, outputs: "i(a), b"}}
+          outer: {{inputs: {{a: any, b: any}}, modules: {{inner: inner()}}, outputs: "inner(a, b)"}}
+          two:
+            params: {{both: true, way: left}}
+            inputs: {{a: [B, 4], b: [B, 4], clock: [B, 4]}}
+            modules: {{l: "Linear(4, 4)", {modules[1:]}
+            graph: {graph}
+            outputs: {outputs}
+        modules: {{{root}: {SPACES[root]}}}
+        outputs: {path}(x, c, c)
+        """)
+    a, b = x, c
+    for member in model.get_submodule(path.replace("[1]", ".1")):
+        a, b = a @ member.l.weight.T + member.l.bias + b, a * c
+    torch.testing.assert_close(model(x, c), (a, b))
+
+
+def test_what_an_empty_list_would_hold_need_not_be_possible(build: Callable):
+    model = build("""\
+        params: {widths: []}
+        inputs: {x: [B, 4]}
+        blocks: {one: {params: {width: int}, inputs: {h: any}, modules: {l: "Linear(4, width)"}, outputs: l(h)}}
+        modules: {ones: "one(width=widths[index]) * len(widths)"}
+        outputs: ones(x)
+        """)
+    assert torch.equal(model(X[0]), X[0])
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
@@ -414,6 +475,55 @@ def test_a_creation_op_is_made_on_the_device_of_the_first_input(build: Callable,
     assert "device=x.device" in model.code
     model = build(f"params: {{p: [1, 2]}}\ninputs: {{x: [B, T]}}\noutputs: {call[:-1]}, device='cpu')\n")
     assert model(torch.zeros(2, 3, device="meta")).device.type == "cpu"
+
+
+WHERE = {  # how a block is given its tensors
+    "any": ("{x: any}", lambda x: {"x": x}),
+    "the second of any": ("{n: any, x: any}", lambda x: {"n": 3, "x": x}),
+    "a dict of lists": ("{x: any}", lambda x: {"x": {"n": 3, "images": [None, x]}}),
+    "optional": ("{m: {shape: [B, T], optional: true}, x: {shape: [B, T], optional: true}}", lambda x: {"x": x}),
+    "not at all": ("{n: any}", lambda x: {"n": 3}),
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("call", ["zeros(3)", "function(3)", "outer(3)", "block(3)"])
+def test_what_is_created_is_on_the_device_of_the_first_tensor_wherever_that_is(build: Callable, where: str, call: str):
+    inputs, arguments = WHERE[where]
+    model = build(f"""\
+        inputs: {inputs}
+        blocks:
+          function: {{inputs: {{device: any}}, outputs: arange(device)}}
+          outer: {{inputs: {{n: any}}, blocks: {{inner: {{inputs: {{n: any}}, outputs: zeros(n)}}}}, outputs: inner(n)}}
+          held: {{inputs: {{n: any}}, modules: {{l: "Linear(3, 3)"}}, outputs: l(zeros(n))}}
+        modules: {{block: held()}}
+        outputs: [{call}, block(3)]
+        """)
+    for device in "meta", "cpu":
+        created, _ = model.to_empty(device=device)(**arguments(torch.zeros(2, 3, device=device)))
+        assert created.device.type == device
+
+
+def test_a_function_that_is_given_a_tensor_creates_where_that_is(build: Callable):
+    model = build("""\
+        inputs: {x: [B]}
+        blocks: {like: {inputs: {y: [N]}, outputs: zeros(N)}}
+        outputs: like(tensor([1, 2], device='cpu'))
+        """)
+    assert model(torch.zeros(2, device="meta")).device.type == "cpu"
+
+
+def test_normal_around_tensors_creates_nothing_of_its_own(build: Callable):
+    model = build("inputs: {x: [B]}\noutputs: normal(x, 0.0) + normal(mean=x, std=0.0)\n")
+    assert torch.equal(model(torch.arange(3.0)), 2 * torch.arange(3.0))
+
+
+def test_a_device_found_at_run_time_is_found_by_torchs_tools_too(build: Callable):
+    model = build('inputs: {n: any, x: any}\nmodules: {l: "Linear(3, 3)"}\noutputs: l(x["a"][0] + ones(3))\n')
+    arguments = (3, {"a": [torch.ones(2, 3)]})
+    expected = model(*arguments)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(*arguments), expected)
+    torch.testing.assert_close(torch.export.export(model, arguments).module()(*arguments), expected)
 
 
 # conditionals at run time
@@ -605,15 +715,16 @@ def test_a_file_that_cannot_be_lowered_is_a_config_error_and_never_a_crash(build
 
 
 LIST_SLIPS = [
-    ("Linear(3, 3) * 2", "t[:1](x)", "slice"),
+    ("Linear(3, 3) * 2", "t[:1](x)", "one by one"),
     ("(Linear(3, 3) * 2) * 2", "t(x)", ""),
     ("(Linear(3, 3) * 2) * 2", "t.map(x)", ""),
     ("one() * 2", "t(x, x, x)", "takes 2 inputs"),
     ("one() * 2", "t(x, q=x)", "has no input 'q'"),
-    ("one() * 2", "t()", "threads 1"),
+    ("one() * 2", "t()", "its first argument"),
+    ("one() * 2", "t(a=x)", "by position"),
     ("two() * 2", "t.map(x)", "needs the input b"),
-    ("two() * 2", "t(x)", "threads 2"),
-    ("two() * 2", "t.scan(x)[0]", "threads 2"),
+    ("two() * 2", "t(x)", "its first 2 arguments"),
+    ("two() * 2", "t.scan(x)[0]", "its first 2 arguments"),
     ("one() * 2", "t(x, each(x, x))", "each"),
     ("one() * 2", "t(x, each())", "each"),
 ]
@@ -700,3 +811,74 @@ def test_infinity_does_not_depend_on_the_names_of_a_file(build: Callable):
         outputs: clamp(floats(x), min=n, max=m)
         """)
     assert model(torch.ones(1, 2)).isfinite().all()
+
+
+def test_a_node_of_plain_numbers_is_a_plain_number(build: Callable):
+    model = build("""\
+        inputs: {x: [B, T], y: {shape: [B, T], optional: true}}
+        graph:
+          root: sqrt(most)
+          most: max(mid, 1)
+          mid: T // 2
+          rows, columns: x.shape
+          size: mid if y is None else columns
+          last: min(size, rows)
+          numbers: [mid, rows]
+          total: sum(numbers)
+        outputs: [root, last, total]
+        """)
+    x = torch.zeros(5, 18)
+    assert model(x) == (3.0, 5, 14) and model(x[:1]) == (3.0, 1, 10)
+    assert "torch." not in model.code
+
+
+@pytest.mark.parametrize("chain", ["0 < x < 1", "0 < h <= T", "0 < l(x) < 1", "(x == x == x)", "0 < x.sum() < 1"])
+def test_a_chain_of_comparisons_of_tensors_is_told(problems: Callable, chain: str):
+    head = 'inputs: {x: [B, T]}\nmodules: {l: "Linear(4, 4)"}\n'
+    (problem,) = problems(f"{head}graph:\n  h: l(x)\n  c: {chain}\noutputs: where(c, h, x)\n")
+    assert problem.place.line == 6 and "(0 < x) & (x < 1)" in problem.hint
+
+
+def test_a_chain_of_comparisons_of_what_may_be_a_number_is_pythons(build: Callable):
+    model = build("inputs: {n: any}\ngraph: {m: n + 1}\noutputs: 0 < m < 5\n")
+    assert model(2) is True and model(4) is False
+
+
+HOLDERS = {  # expressions whose value is certainly no tensor
+    "l.scan(x)": "list",
+    "l.map(x)": "list",
+    "l.scan(x)[1:]": "list",
+    "both": "list",
+    "named": "dict",
+    "[x, x]": "list",
+    "(x, x)": "tuple",
+    "pair(x)": "tuple",
+    "p(x)": "tuple",
+    "p(x) if training else pair(x)": "tuple",
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_a_method_of_what_is_no_tensor_is_told(problems: Callable, holder: str):
+    (problem,) = problems(f"""\
+        inputs: {{x: any}}
+        blocks:
+          pair: {{inputs: {{x: any}}, outputs: "x, x"}}
+          held: {{inputs: {{x: any}}, modules: {{l: "Linear(4, 4)"}}, outputs: "l(x), x"}}
+        modules: {{l: "Linear(4, 4) * 2", p: held()}}
+        graph: {{both: "[l.map(x), p(x)]", named: {{a: x}}}}
+        outputs: [both, named, "({holder}).mean(1)"]
+        """)
+    assert problem.message.startswith(f"a {HOLDERS[holder]} has no method 'mean'") and "stack" in problem.hint
+
+
+def test_an_entry_of_a_list_or_what_an_empty_list_hands_back_has_methods(build: Callable):
+    model = build("""\
+        inputs: {x: any}
+        blocks: {both: {inputs: {x: any}, modules: {l: "Linear(4, 4)"}, outputs: "[l(x), x]"}}
+        modules: {l: "Linear(4, 4) * 2", n: both() * 0}
+        outputs: ["l.scan(x)[-1].mean(1)", n(x).mean(1)]
+        """)
+    last, first = model(X[0])
+    torch.testing.assert_close(last, model.l[1](model.l[0](X[0])).mean(1))
+    torch.testing.assert_close(first, X[0].mean(1))

@@ -457,7 +457,7 @@ CREATED = [
         "rand(3)",
     ),
     *("randint(0, 9, (3,))", "randn(3)", "randperm(3)", "tensor([1, 2])", "tril_indices(3, 3)", "triu_indices(3, 3)"),
-    "zeros(3)",
+    *("zeros(3)", "normal(0.0, 1.0, (3,))", "normal(0.0, 1.0, size=(3,))"),
 ]
 
 

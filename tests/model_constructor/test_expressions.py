@@ -92,6 +92,12 @@ REFUSED = [  # (expression, what the caret is under, part of what is said)
     ("false", "false", "False"),
     ("null", "null", "None"),
     ("x > 1 & y < 2", "x > 1 & y < 2", "parentheses"),
+    ("where(m & x > 0, x, 0)", "m & x > 0", "parentheses"),
+    ("(m & x > 0)", "m & x > 0", "parentheses"),
+    ("(m) & x > 0", "(m) & x > 0", "parentheses"),
+    ("f((m | n) & x > 0)", "(m | n) & x > 0", "parentheses"),
+    ("f(0 < (m) & (x))", "0 < (m) & (x)", "parentheses"),
+    ("f(a == (b | c) == d | e)", "a == (b | c) == d | e", "parentheses"),
     ("await x", "await x", "await"),
 ]
 

@@ -20,6 +20,8 @@ UNKNOWN = [  # (text; its first line is line 2, line, what the caret is under, p
     (HEAD + "outputs: head(x).mean\n", 5, "head(x).mean", "call it"),
     (HEAD + "outputs: head(x).data\n", 5, "head(x).data", "data"),
     (HEAD + "outputs: head(x).add_(1)\n", 5, "head(x).add_", "add"),
+    (HEAD + "outputs: head(x).cuda()\n", 5, "head(x).cuda", "x.to(y.device)"),
+    (HEAD + "outputs: head(x).item()\n", 5, "head(x).item", "registered"),
     (HEAD + "outputs: head\n", 5, "head", "call it"),
     (HEAD + "outputs: head(relu)\n", 5, "relu", "call it"),
     (HEAD + "outputs: head.wieght * x\n", 5, "head.wieght", "did you mean 'weight'?"),
@@ -271,7 +273,9 @@ def test_a_test_is_decided_at_build_when_params_decide_it_whatever_the_rest(buil
         outputs: l(x) if {test} else x
         """)
     assert hasattr(model, "l") == kept
-    assert ("training" in model.code) == (test in ("narrow and training", "wide or training"))
+    left = {"narrow and training", "wide or training"}  # to the run
+    assert model.code.count("self.l(x) if self.training else x") == (test in left)
+    assert ("training" in model.code) == (test in left)
 
 
 def test_a_cycle_through_a_branch_that_params_cut_is_none(build: Callable):
@@ -301,3 +305,78 @@ def test_a_cycle_through_a_branch_that_params_cut_is_none(build: Callable):
 )
 def test_no_op_changes_what_it_is_given(problems: Callable, call: str):
     assert "is not part of the dialect" in problems(f"inputs: {{x: any}}\noutputs: {call}\n")[0].message
+
+
+BASE = """\
+params: {depth: 2, width: 3, unread: 7}
+inputs: {x: [B, 3]}
+modules: {l: "Linear(3, width) * depth"}
+outputs: l.map(x)
+"""
+
+
+@pytest.mark.parametrize("name", ["dpeth", "entirely"])
+def test_a_param_that_a_file_adds_to_its_defaults_and_nothing_reads_is_told(
+    write: Callable, problems: Callable, name: str
+):
+    write(BASE, "base.yaml")
+    (problem,) = problems(f"defaults: [base.yaml]\nparams: {{width: 4, {name}: 5}}\n")
+    assert f"'{name}'" in problem.message and problem.place.line == 3
+    assert "known here: depth, unread, width" in problem.hint
+    assert ("did you mean 'depth'?" in problem.hint) == (name == "dpeth")
+
+
+READ = {
+    "a constructor": 'params: {more: 5}\nmodules: {l: "Linear(3, more) * depth"}',
+    "a shape": "params: {more: 5}\ninputs: {y: [B, more]}",
+    "the outputs": "params: {more: 5}\noutputs: l.map(x) + [more]",
+    "another param": 'params: {more: 5, width: "${more + 1}"}',
+    "an initialiser": 'params: {more: 5}\ninit: {"l[0].weight": constant(more)}',
+    "a block that it is passed to": "params: {more: 5}\nmodules: {l: b(**params) * depth}\nblocks:\n"
+    "  b: {params: {more: 1}, inputs: {x: any}, modules: {l: 'Linear(3, more)'}, outputs: l(x)}",
+}
+
+
+@pytest.mark.parametrize("reader", READ)
+def test_a_param_that_is_added_and_read_is_fine(write: Callable, build: Callable, reader: str):
+    write(BASE, "base.yaml")
+    assert build(f"defaults: [base.yaml]\n{READ[reader]}\n").params["more"] == 5
+
+
+SIDES = [  # (a condition, whether it holds for m alone in eval mode)
+    ("training == flag", False),
+    ("training != flag", True),
+    ("(m is None) == (n is None)", False),
+    ("(m is not None) == (not training)", True),
+    ("(m is None or n is None) != (training and flag)", True),
+    ("(flag == training) in [True]", False),
+]
+
+
+@pytest.mark.parametrize(("test", "holds"), SIDES)
+def test_conditions_may_be_compared(build: Callable, test: str, holds: bool):
+    optional = "{shape: any, optional: true}"
+    model = build(f"""\
+        params: {{flag: true}}
+        inputs: {{x: any, m: {optional}, n: {optional}}}
+        outputs: "x if {test} else 0"
+        """)
+    assert model.eval()(3, m=1) == (3 if holds else 0)
+
+
+@pytest.mark.parametrize("test", ["(x > 0) == flag", "training == x", "(m is None) == m"])
+def test_what_depends_on_a_tensor_cannot_be_compared_in_a_condition(problems: Callable, test: str):
+    text = (
+        f"params: {{flag: true}}\ninputs: {{x: [B], m: {{shape: [B], optional: true}}}}\noutputs: x if {test} else -x\n"
+    )
+    assert "depends on the value of a tensor" in problems(text)[0].message
+
+
+@pytest.mark.parametrize(
+    "where", ["outputs: activation(x)", "modules: {c: 'Linear(3, 3) >> activation()'}\noutputs: c(x)"]
+)
+@pytest.mark.parametrize("declared", ["relu", "str"])
+def test_a_string_that_is_called_is_told_how_it_chooses(problems: Callable, where: str, declared: str):
+    given = {"params": {"activation": "relu"}} if declared == "str" else {}
+    (problem,) = problems(f"params: {{activation: {declared}}}\ninputs: {{x: [B]}}\n{where}\n", **given)
+    assert "[activation]" in problem.hint

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from model_constructor import GraphModel, build_model
+from model_constructor.init import given_parameters
 from model_constructor.names import initialisers
 
 LAYERS = """\
@@ -427,3 +428,16 @@ def test_a_sharded_model_has_its_values_when_it_leaves_the_meta_device(build: Ca
     for name in ("inners.0.table", "inners.1.fc.bias", "named.scale", "position", "head.weight", "mask", "named.steps"):
         owner, _, key = name.rpartition(".")
         assert torch.equal(values[name], getattr(expected.get_submodule(owner), key)), name
+
+
+class Loaded(nn.Linear):
+    pretrained = True
+
+
+def test_what_the_file_gives_or_a_type_has_loaded_is_known(build: Callable):
+    model = build(LAYERS + "  layers[*].modulation: zeros\n  type:Linear: {bias: zeros}\n")
+    model.layers[2].loaded = Loaded(2, 2)
+    known = {name for name, one in model.named_parameters() if one in given_parameters(model)}
+    of_layer = ("modulation.weight", "modulation.bias", "fc.bias", "scale")
+    expected = {f"layers.{n}.{name}" for n in range(3) for name in of_layer} | {"position", "head.bias"}
+    assert known == expected | {"layers.2.loaded.weight", "layers.2.loaded.bias"}

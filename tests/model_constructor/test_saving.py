@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,24 @@ class Tables(nn.Module):
 
 
 sys.modules.setdefault(Tables.__module__, sys.modules[__name__])
+
+
+@register("ReadsOfTestSaving")
+class Reads(nn.Module):
+    """Its constructor reads values, as torchvision's Swin does those of linspace."""
+
+    table: torch.Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.rates = [rate.item() for rate in torch.linspace(0, 1, dim)]
+        self.l = nn.Linear(dim, dim)
+        self.register_buffer("table", torch.tensor(self.rates), persistent=False)
+        self.register_buffer("count", torch.tensor(self.rates[-1]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.l(x) * self.table + sum(self.rates)
+
 
 WITH_TABLES = """\
 inputs: {x: [B, 4]}
@@ -191,6 +210,34 @@ def test_buffers_that_are_not_stored_have_their_values_and_nothing_is_drawn_or_d
     torch.testing.assert_close(twin.own, torch.arange(4) / 3)
     x = torch.randn(2, 4)
     torch.testing.assert_close(twin(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_type_that_reads_values_when_it_is_built_comes_back_too(build: Callable, tmp_path: Path, dtype: torch.dtype):
+    text = 'inputs: {x: [B, 3]}\nmodules: {r: ReadsOfTestSaving(3), l: "Linear(3, 3) * 2", b: "BatchNorm1d(3)"}\n'
+    model = build(text + "outputs: b(l(r(x)))\n").to(dtype)
+    model.save_pretrained(tmp_path / "saved")
+    state = torch.get_rng_state()
+    x = torch.ones(2, 3, dtype=dtype)
+    for twin in GraphModel.from_pretrained(tmp_path / "saved"), pickle.loads(pickle.dumps(model)):
+        assert_same(twin, model)
+        assert torch.equal(twin.eval()(x), model.eval()(x))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_lazy_module_comes_back_with_the_size_that_its_first_call_found(build: Callable, tmp_path: Path):
+    text = (
+        'inputs: {x: any}\nmodules: {c: "LazyConv1d(4, 1) >> LazyBatchNorm1d()", l: LazyLinear(2)}\noutputs: l(c(x))\n'
+    )
+    model, x = build(text), torch.randn(2, 3, 5)
+    with pytest.raises(ConfigError, match=r"sizes are not known yet: .*'l.weight'"):
+        model.save_pretrained(tmp_path / "saved")
+    expected = model(x)
+    model.save_pretrained(tmp_path / "saved")
+    twin = GraphModel.from_pretrained(tmp_path / "saved")
+    assert_same(twin, model)
+    torch.testing.assert_close(twin(x), expected)
+    assert twin.l.in_features == 5
 
 
 def test_no_initialiser_runs_and_memory_is_that_of_one_copy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import re
 import warnings
 from collections.abc import Callable
@@ -227,6 +228,19 @@ def test_a_hook_on_an_inner_block_changes_what_it_is_given_and_gives(model: Grap
     without = copy.deepcopy(model)
     without.layers[0]._forward_pre_hooks.clear()
     assert not torch.allclose(without(*inputs)["action"], model(*inputs)["action"])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_of_a_compiled_model_runs_its_own_weights(model: GraphModel, copied: Callable):
+    inputs = batch(2)
+    model.compile(backend="eager")
+    expected = model(*inputs)["action"]
+    twin = copied(model)
+    torch.testing.assert_close(twin(*inputs)["action"], expected)
+    with torch.no_grad():
+        model.position.normal_()
+    torch.testing.assert_close(twin(*inputs)["action"], expected)
+    assert not torch.allclose(model(*inputs)["action"], expected)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

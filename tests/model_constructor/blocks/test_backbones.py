@@ -79,7 +79,7 @@ def test_a_timm_backbone_loads_the_weights_it_is_asked_for_but_not_on_the_meta_d
     monkeypatch.setattr(
         timm, "create_model", lambda name, pretrained, **kw: asked.append(pretrained) or create(name, **kw)
     )
-    TimmBackbone("test_resnet", pretrained=pretrained)
+    assert TimmBackbone("test_resnet", pretrained=pretrained).pretrained == pretrained
     with torch.device("meta"):
         TimmBackbone("test_resnet", pretrained=pretrained)
     assert asked == [pretrained, False]
@@ -114,6 +114,7 @@ def test_a_folder_gives_the_network_that_was_saved_there(config: dict, given: to
     saved = AutoModel.from_config(AutoConfig.for_model(**config)).eval()
     saved.save_pretrained(tmp_path)
     module = HuggingFaceBackbone(str(tmp_path))
+    assert module.pretrained
     assert module.training and all(part.training for part in module.modules())
     torch.testing.assert_close(module.eval()(given), saved(given).last_hidden_state)
     assert module(given).shape[::2] == (2, 8)
@@ -121,6 +122,7 @@ def test_a_folder_gives_the_network_that_was_saved_there(config: dict, given: to
 
 def test_a_configuration_gives_a_new_network_that_trains():
     module = HuggingFaceBackbone(VISION)
+    assert not module.pretrained
     module(torch.randn(2, 3, 28, 28)).square().sum().backward()
     assert module.model.embeddings.patch_embeddings.projection.weight.grad.any()
     assert VISION["model_type"] == "dinov2" and len(VISION) == 6  # what was given is not changed
