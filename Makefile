@@ -1,5 +1,6 @@
 # make train    sets up everything, then records, trains and evaluates the quickstart
 # make test     sets up everything, then runs the default tests;  make test-all  the slow ones too;  make lint
+# make test-faults  kills, fills disks, damages files, and prints a table: fault -> outcome
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ RUN := runs/quickstart/policy
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 
-.PHONY: help train test test-all lint clean-runs
+.PHONY: help train test test-all test-faults lint clean-runs
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -20,10 +21,13 @@ train: $(VENV)/.train
 	$(BIN)/python -m trainer.evaluate $(RUN)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: test
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow or not slow" --fault-table tests/faults
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -47,7 +51,7 @@ $(VENV)/.train: pyproject.toml constraints.txt overrides.txt | $(BIN)/python
 	$(call install,train$(comma)sim)
 
 $(VENV)/.dev: pyproject.toml constraints.txt overrides.txt | $(BIN)/python
-	$(call install,train$(comma)sim$(comma)hf$(comma)dev)
+	$(call install,train$(comma)sim$(comma)hf$(comma)wandb$(comma)tensorboard$(comma)dev)
 
 comma := ,
 

@@ -1,18 +1,14 @@
-"""The README is true: what it quotes and counts, its table of keys, the files and targets it names; test_docs.py runs it."""
+"""The README is true: what it quotes and counts, components, files and targets it names; test_docs.py runs it.
 
-import inspect
+The table of keys is held to the schema, and each key to its effect, by tests/trainer/test_keys.py.
+"""
+
 import re
-import types
 from pathlib import Path
-from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel
 
-from experiment_training.components.dataloader import lerobot_data
 from model_constructor import ConfigError, build_model
-from trainer.config import ExperimentConfig
-from trainer.config.schemas import Registered, ValidationConfig
 from trainer.registry import (
     DATASET_BUILDER_REGISTRY,
     EVALUATION_BUILDER_REGISTRY,
@@ -59,52 +55,22 @@ def test_the_architecture_is_quoted_whole_and_counted_as_the_zoo_counts_it() -> 
     assert re.findall(r"\d+", told) == [lines, reference_lines]
 
 
-def test_the_table_of_keys_is_the_schema_with_its_defaults() -> None:
-    rows = re.findall(
-        r"^\| (`.*?) \| (.*?) \|",
-        README.split("### The train config")[1].split("The components that ship")[0],
-        re.MULTILINE,
-    )
-    told = {key: default for keys, default in rows for key in re.findall(r"`([\w.<>]+)`", keys)}
-    declared = dict(leaves(ExperimentConfig))
-    assert told.keys() == declared.keys()
-    for key, default in declared.items():
-        if default is not None and default not in ({}, []) and "," not in told[key]:
-            assert str(default).lower() in told[key].lower(), key
-
-
-def test_the_table_of_components_names_every_param_of_all_that_ship() -> None:
+def test_the_components_that_ship_are_all_named() -> None:
     load_shipped_plugins()
-    rows = dict(re.findall(r"^\| `(\w+)`[^|]* \| (.*?) \|$", README, re.MULTILINE))
-    for registry in REGISTRIES:
-        shipped = [name for name in registry.keys() if registry.get(name).__module__.startswith("experiment_training.")]  # noqa: SIM118
-        for name in shipped:
-            if registry is DATASET_BUILDER_REGISTRY:
-                params = set(lerobot_data.PARAMS)
-            else:
-                params = set(inspect.signature(registry.get(name)).parameters) - {
-                    "models",
-                    "optimizers",
-                    "loss",
-                    "device",
-                }
-            assert params <= set(re.findall(r"`(\w+)`", rows[name])), name
+    registered = {name: each.get(name) for each in REGISTRIES for name in each.keys()}  # noqa: SIM118
+    shipped = {name for name, one in registered.items() if one.__module__.startswith("experiment_training.")}
+    table = README.split("The components that ship")[1].split("\n## ")[0]
+    assert set(re.findall(r"`(\w+)`", table)) - {"type"} == shipped
 
 
-def leaves(section: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
-    """Every key of the schema as the README writes it, with its default."""
-    found: list[tuple[str, Any]] = []
-    for name, field in section.model_fields.items():
-        key = f"{prefix}{name}"
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
-        inner = [kind for kind in kinds if not isinstance(kind, types.GenericAlias) and issubclass(kind, BaseModel)]
-        if key in ("model.component_build_args", "model.component_optims"):
-            key += ".<c>"
-        if not inner or issubclass(inner[0], Registered | ValidationConfig):
-            found.append((key, None if field.is_required() else field.default))
-        else:
-            found += leaves(inner[0], f"{key}.")
-    return found
+def test_the_tree_names_every_module_of_both_programs() -> None:
+    tree = README.split("## The tree\n\n```\n")[1].split("```")[0]
+    for folder, rest in re.findall(r"^(\w+)/ .*\n((?:  .*\n)+)", tree, re.MULTILINE):
+        named = {
+            name.rstrip("/") for line in rest.splitlines() for name in re.match(r"  (\S+(?: \S+)*)", line)[1].split()
+        }
+        there = {path.stem for path in (ROOT / folder).iterdir() if not path.name.startswith("__")}
+        assert named == there, folder
 
 
 def test_every_file_that_it_names_is_there() -> None:

@@ -1,13 +1,14 @@
 """Banner: a built run -> what a person should see before it trains."""
 
+import os
 import resource
 import sys
-from contextlib import closing
 
 import torch
 
 from trainer.build import Run
-from trainer.loop import autocast, training_batches
+from trainer.config.checks import unchecked_params
+from trainer.loop import training_batches
 from trainer.modeling import describe_components
 from trainer.state import Progress
 
@@ -24,11 +25,22 @@ def banner(run: Run, progress: Progress) -> str:
         f"device {run.device}, {run.precision}   data {updates.size:,} frames"
         + (f" of {run.data.task}" if run.data.task else "")
         + (f" (+ {run.data.held_out:,} held out)" if run.data.held_out else "")
-        + f", {updates.updates_per_epoch:,} updates an epoch   effective batch {updates.batch_size}",
+        + f", {updates.updates_per_epoch:,} updates an epoch   effective batch {effective_batch(run)}",
         f"run folder {run.config.save_dir}",
         *schedule_notes(run),
+        *worker_notes(run),
+        *unchecked_notes(run),
     ]
     return "\n".join(lines)
+
+
+def effective_batch(run: Run) -> str:
+    """What one update sees, and its factors where there is more than one: schedules and epochs count updates."""
+    data, train, updates = run.config.experiment.data, run.config.experiment.train, run.data.updates
+    factors = [str(data.batch_size)]
+    factors += [f"{run.world.size} processes"] if run.world.size > 1 else []
+    factors += [f"accumulate {train.accumulate}"] if train.accumulate > 1 else []
+    return str(updates.update_size) + (f" ({' x '.join(factors)})" if len(factors) > 1 else "")
 
 
 def component_table(run: Run) -> str:
@@ -54,13 +66,35 @@ def schedule_notes(run: Run) -> list[str]:
     return notes
 
 
+def worker_notes(run: Run) -> list[str]:
+    """More processes that read data than cores to run them, on a machine whose processes all have the same task."""
+    workers, cores = run.config.experiment.data.num_workers, cores_at_hand()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", run.world.size))  # processes of this machine, as torchrun counts them
+    if workers * here <= cores:
+        return []
+    told = f"data.num_workers {workers}" + (f" in each of {here} processes" if here > 1 else "")
+    return [f"note: {told}, and {cores} cores to run them: they take turns, and training waits for its own"]
+
+
+def unchecked_notes(run: Run) -> list[str]:
+    """A misspelt name among these would be read by nobody, and no one could tell."""
+    names = unchecked_params(run.config.source)
+    return (
+        [f"note: {', '.join(names)}: taken by components that take any name, so nobody can check it"] if names else []
+    )
+
+
+def cores_at_hand() -> int:
+    """Those that this process may use: a container or a job often has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def dry_run(run: Run) -> str:
     """The resolved config, the components, one batch's shapes, and one step's loss and peak memory."""
-    with closing(training_batches(run, start=0)) as batches:
-        batch = run.data.normalizer.normalize(next(iter(batches)))
-    shapes = [f"  {key}: {_describe(value)}" for key, value in batch.items()]
-    with autocast(run):
-        metrics = run.trainer.train_step(batch)
+    with training_batches(run, start=0) as batches:
+        batch = next(iter(batches))
+    shapes = [f"  {key}: {_describe(value)}" for key, value in run.data.prepare(batch).items()]
+    metrics = run.step(batch, update=0)
     numbers = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
     return "\n".join(
         [
@@ -78,6 +112,8 @@ def dry_run(run: Run) -> str:
 def _describe(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, list) and value:
+        return f"{len(value)} of {type(value[0]).__name__}, such as {value[0]!r:.60}"
     return type(value).__name__
 
 

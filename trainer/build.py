@@ -1,6 +1,5 @@
 """Build: a valid config -> everything a run needs. Nothing is written: a run that cannot start leaves no trace."""
 
-import inspect
 import os
 import random
 import warnings
@@ -13,24 +12,31 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, Subset
 
 from model_constructor import ConfigError, Registry
 from model_constructor.errors import Place, Problem
+from trainer.averaging import Averages, averages_of
 from trainer.config import RunConfig
+from trainer.config.checks import is_component_trainer
 from trainer.config.schemas import Registered
-from trainer.data.normalization import KeyMode, Normalizer, normalization_modes
+from trainer.data.normalization import fingerprint, read_stats
+from trainer.data.preparation import Preparation, build_preparation
 from trainer.data.sampler import UpdateSampler
+from trainer.distributed import World
 from trainer.modeling import build_components
+from trainer.modeling.optimizers import build_optimizers
+from trainer.modeling.warm_start import warm_start
 from trainer.registry import (
     DATASET_BUILDER_REGISTRY,
     EVALUATION_BUILDER_REGISTRY,
     LOSS_BUILDER_REGISTRY,
-    OPTIMIZER_BUILDER_REGISTRY,
     TRAINER_REGISTRY,
 )
-from trainer.templates import ComponentTrainer, Trainer
+from trainer.templates import Batch, ComponentTrainer, Evaluation, StepOptions, Trainer
+from trainer.timing import PhaseTimer
 
 
 @dataclass(frozen=True)
@@ -39,55 +45,91 @@ class RunData:
     validation_dataset: Dataset | None
     held_out: int  # its frames
     norm_stats: dict[str, dict[str, np.ndarray]]
-    modes: dict[str, KeyMode]
-    normalizer: Normalizer
+    prepare: Preparation
     item_shapes: dict[str, list[int]]  # shape of every tensor of one item: what a policy must gather
     updates: UpdateSampler
+    fingerprint: str  # of the files behind it; a run continues with the same data only
     task: str  # what the data set says it shows; may be empty
 
 
 @dataclass(frozen=True)
 class Run:
     config: RunConfig
+    world: World
     device: torch.device
     precision: str
     data: RunData
     models: nn.ModuleDict
     loss: nn.Module
     optimizers: dict[str, Optimizer]
+    averages: Averages
     trainer: Trainer
+    evaluation: Evaluation | None
+    timer: PhaseTimer
     planned_updates: int | None  # None: only the clock ends this run
 
     @property
     def updates_per_epoch(self) -> int:
         return self.data.updates.updates_per_epoch
 
+    def step(self, batch: Batch, update: int) -> dict[str, Tensor | float]:
+        """One update. A plain trainer gets a prepared batch, under autocast; ours prepares each micro-batch itself."""
+        seed = (self.config.experiment.run_seed, update, self.world.rank)
+        if isinstance(self.trainer, ComponentTrainer):
+            return self.trainer.train_step(batch, seed)
+        with self.timer("prepare"):
+            batch = self.data.prepare(batch, seed)
+        with self.timer("step"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.trainer.train_step(batch)
 
-def build_run(config: RunConfig) -> Run:
+
+def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
+    """A resumed run's weights come from its checkpoint, not from `train.load_dir`."""
     train = config.experiment.train
     device = pick_device()
     precision = train.precision or ("bf16" if device.type == "cuda" else "fp32")
     if train.deterministic:
         be_deterministic()
-    data = build_data(config, device)
+    data = build_data(config, device, world)
     models = build_components(config).to(device)
+    if world.size > 1:
+        synchronise_batch_norms(models, device, world)
     planned = planned_updates(config, data.updates.updates_per_epoch)
     optimizers = build_optimizers(config, models, planned)
+    if not is_resumed:
+        warm_start(config, models, optimizers)
+    averages = averages_of(config, models, optimizers)
     loss = build_registered(config, LOSS_BUILDER_REGISTRY, train.loss, ("train", "loss")).build().to(device)
-    trainer = build_trainer(config, models, optimizers, loss, device)
-    if train.evaluation is not None:  # not kept: what is wrong with it is told before the training, not after
-        build_registered(config, EVALUATION_BUILDER_REGISTRY, train.evaluation, ("train", "evaluation"))
+    trainer = build_trainer(config, models, optimizers, loss, device, world)
+    evaluation = None
+    if train.evaluation is not None:  # also where it is only asked for after the training: its faults are told now
+        evaluation = build_registered(config, EVALUATION_BUILDER_REGISTRY, train.evaluation, ("train", "evaluation"))
+    timer = PhaseTimer(device)
     if isinstance(trainer, ComponentTrainer):
-        trainer.configure_step(precision, train.accumulate, train.clip_grad_norm)
-    seed_everything(config.experiment.run_seed)
-    return Run(config, device, precision, data, models, loss, optimizers, trainer, planned)
+        trainer.configure_step(
+            StepOptions(
+                precision=precision,
+                accumulate=train.accumulate,
+                clip_grad_norm=train.clip_grad_norm,
+                on_nonfinite=train.on_nonfinite,
+                find_unused_parameters=config.experiment.model.find_unused_parameters,
+                world=world,
+                prepare=data.prepare,
+                after_update=averages.update,
+                phase=timer,
+            )
+        )
+    seed_everything(config.experiment.run_seed + world.rank)
+    return Run(
+        config, world, device, precision, data, models, loss, optimizers, averages, trainer, evaluation, timer, planned
+    )
 
 
-def build_data(config: RunConfig, device: torch.device) -> RunData:
+def build_data(config: RunConfig, device: torch.device, world: World) -> RunData:
     data, train = config.experiment.data, config.experiment.train
     opt_params: dict[str, Any] = {
-        "local_rank": 0,
-        "dist_enabled": False,
+        "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
+        "dist_enabled": world.size > 1,
         "save_dir": config.save_dir,
         "project_root": config.folders.project,
         "config_dir": config.folders.config,
@@ -96,21 +138,30 @@ def build_data(config: RunConfig, device: torch.device) -> RunData:
         opt_params["validation"] = {**data.validation.model_dump(exclude_none=True), "seed": config.experiment.seed}
     with placed(config.place("data", "datamodule")):
         factory = DATASET_BUILDER_REGISTRY.get(data.datamodule.type)()
-        bundle = factory.build(opt_params, dict(data.datamodule.params))
+        params = Params(data.datamodule.params)
+        bundle = factory.build(opt_params, params)
+        if unread := sorted(params.keys() - params.read):
+            place = config.place("data", "datamodule", "params")
+            world.say(
+                f"warning: data set '{data.datamodule.type}' did not read {', '.join(unread)} of its params ({place})"
+            )
     validation = bundle.get("validation_dataset")
     if data.validation is not None and validation is None:
         message = f"the data set '{data.datamodule.type}' holds nothing out: it returned no validation_dataset"
         raise ConfigError(Problem(message, config.place("data", "validation"), "remove data.validation"))
-    stats = bundle.get("norm_stats", {})
-    modes = normalization_modes(data.normalization, stats, config.source)
-    dataset, update_size = bundle["dataset"], data.batch_size * train.accumulate
+    with placed(config.place("data", "datamodule")):
+        stats = read_stats(bundle.get("norm_stats") or {})
+    dataset = bundle["dataset"]
     with placed(config.place("data", "batch_size")):
-        updates = UpdateSampler(len(dataset), update_size, config.experiment.run_seed)
+        updates = update_sampler(config, dataset, world)
         if train.overfit_batches:
-            first = list(chain.from_iterable(islice(updates, train.overfit_batches)))
+            whole = UpdateSampler(updates.size, updates.update_size, updates.seed, epoch_order=updates.epoch_order)
+            first = list(chain.from_iterable(islice(whole, train.overfit_batches)))  # the same on every process
             dataset = Subset(dataset, first)
-            updates = UpdateSampler(len(first), update_size, config.experiment.run_seed)
+            updates = update_sampler(config, dataset, world)
     item = dataset[0]
+    with placed(config.place("data", "datamodule")):
+        prepare = preparation(config, item, stats, world).to(device)
     shapes = {key: list(value.shape) for key, value in item.items() if isinstance(value, Tensor | np.ndarray)}
     held_out = 0 if validation is None else len(validation)
     return RunData(
@@ -118,56 +169,122 @@ def build_data(config: RunConfig, device: torch.device) -> RunData:
         validation,
         held_out,
         stats,
-        modes,
-        build_normalizer(stats, modes).to(device),
+        prepare,
         shapes,
         updates,
+        bundle.get("fingerprint") or fingerprint(stats),
         bundle.get("task_name", ""),
     )
 
 
-def build_normalizer(stats: Mapping[str, Mapping[str, np.ndarray]], modes: Mapping[str, KeyMode]) -> Normalizer:
+class Params(dict[str, Any]):
+    """What a data set is given, and which of it was looked at: nobody else can check these names."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        super().__init__(params)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        self.read.add(str(name))
+        return super().__contains__(name)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().setdefault(name, default)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        self.read.add(name)
+        return super().pop(name, *default)
+
+    def items(self) -> Any:
+        self.read |= self.keys()
+        return super().items()
+
+    def values(self) -> Any:
+        self.read |= self.keys()
+        return super().values()
+
+    def __iter__(self) -> Iterator[str]:  # so that `**params` goes through `__getitem__`
+        return super().__iter__()
+
+
+def update_sampler(config: RunConfig, dataset: Any, world: World) -> UpdateSampler:
+    return UpdateSampler(
+        len(dataset),
+        config.experiment.data.batch_size,
+        config.experiment.run_seed,
+        accumulate=config.experiment.train.accumulate,
+        rank=world.rank,
+        processes=world.size,
+        epoch_order=getattr(dataset, "epoch_order", None),
+    )
+
+
+def preparation(config: RunConfig, item: Mapping[str, Any], stats: Mapping[str, Any], world: World) -> Preparation:
     """Its warnings (near-constant dimensions) become one plain line each."""
+    data = config.experiment.data
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        normalizer = Normalizer(stats, modes)
+        prepare = build_preparation(item, stats, data.normalization, data.augmentation, config.source)
     for warning in caught:
-        print(warning.message, flush=True)
-    return normalizer
-
-
-def build_optimizers(config: RunConfig, models: nn.ModuleDict, planned: int | None) -> dict[str, Optimizer]:
-    """One per component that has something to train; the entry of any other is skipped."""
-    optimizers = {}
-    for name, entry in config.experiment.model.component_optims.items():
-        trainable = [parameter for parameter in models[name].parameters() if parameter.requires_grad]
-        if not trainable:
-            continue
-        key = ("model", "component_optims", name)
-        params = dict(entry.params)
-        signature = inspect.signature(OPTIMIZER_BUILDER_REGISTRY.get(entry.type)).parameters
-        if "total_steps" in signature and "total_steps" not in params:
-            if planned is not None:
-                params["total_steps"] = planned
-            elif signature["total_steps"].default is inspect.Parameter.empty:
-                message = f"optimizer '{entry.type}' needs total_steps, and a run that only the clock ends has none"
-                raise ConfigError(
-                    Problem(message, config.place(*key), "give total_steps, train.max_steps or train.epoch")
-                )
-        with placed(config.place(*key)):
-            factory = OPTIMIZER_BUILDER_REGISTRY.get(entry.type)(**params)
-            optimizers[name] = factory.build(trainable)
-    if not optimizers:
-        message = "nothing trains: every component is frozen or has no parameters"
-        raise ConfigError(Problem(message, config.place("model", "component_build_args")))
-    return optimizers
+        world.say(str(warning.message))
+    return prepare
 
 
 def build_trainer(
-    config: RunConfig, models: nn.ModuleDict, optimizers: Mapping[str, Optimizer], loss: nn.Module, device: torch.device
+    config: RunConfig,
+    models: nn.ModuleDict,
+    optimizers: Mapping[str, Optimizer],
+    loss: nn.Module,
+    device: torch.device,
+    world: World,
 ) -> Trainer:
+    entry = config.experiment.train.trainer
+    if world.size > 1 and not is_component_trainer(entry.type):
+        models = each_in_its_own_ddp(models, config.experiment.model.find_unused_parameters)
     given = {"models": models, "optimizers": dict(optimizers), "loss": loss, "device": device}
-    return build_registered(config, TRAINER_REGISTRY, config.experiment.train.trainer, ("train", "trainer"), **given)
+    return build_registered(config, TRAINER_REGISTRY, entry, ("train", "trainer"), **given)
+
+
+def each_in_its_own_ddp(models: nn.ModuleDict, find_unused_parameters: bool) -> nn.ModuleDict:
+    """For a trainer that does its own backward: its gradients are averaged component by component."""
+    wrapped: dict[str, nn.Module] = {
+        name: DistributedDataParallel(
+            one, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
+        )
+        if any(parameter.requires_grad for parameter in one.parameters())
+        else one
+        for name, one in models.items()
+    }
+    return nn.ModuleDict(wrapped)
+
+
+def synchronise_batch_norms(models: nn.ModuleDict, device: torch.device, world: World) -> None:
+    """On CUDA their statistics are those of all processes; elsewhere torch cannot, and the first process's count."""
+    models.train()
+    batch_norms = [
+        (name, module)
+        for name, module in models.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training  # a frozen one stays in eval mode
+    ]
+    if device.type == "cuda":
+        for name, module in batch_norms:
+            parent, _, own_name = name.rpartition(".")
+            setattr(models.get_submodule(parent), own_name, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+    elif batch_norms:
+        named = ", ".join(name for name, _ in batch_norms[:4]) + (" ..." if len(batch_norms) > 4 else "")
+        world.say(
+            f"warning: on a {device.type}, processes do not share batch statistics; those of the first one are kept: "
+            f"{named}. A norm that does not look at the batch (GroupNorm, LayerNorm) has no such trouble."
+        )
 
 
 def build_registered(
@@ -203,7 +320,9 @@ def pick_device() -> torch.device:
     return device
 
 
-def seed_everything(seed: int) -> None:
+def seed_everything(*words: int) -> None:
+    """Every random stream of this process, from one seed or from several words of one."""
+    seed = words[0] if len(words) == 1 else int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -1,20 +1,23 @@
 """Checkpoint: named tensors and texts <-> a folder that is either whole or not there.
 
-    epoch_{N}/ or step_{N}/    {component}.pt  {component}_opt.pt  {component}.yaml  training_state.pt  manifest.json
-    latest                     a relative link to the newest
+    epoch_{N}/ or step_{N}/    {component}.pt  {component}_opt.pt  {component}_ema.pt  {component}.yaml
+                               training_state.pt  manifest.json
+    latest  best               relative links to the newest, and to the one of the lowest validation loss
 
 A folder is written beside under a temporary name, flushed to disk, and renamed; its manifest, with the size and the
 SHA-256 of every file, is written last. What has no valid manifest is no checkpoint.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
-import pickle
 import random
 import re
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +29,11 @@ import torch
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
+LATEST, BEST = LINKS = ("latest", "best")
+LOCK = ".lock"
 CHECKPOINT_NAME = re.compile(r"(epoch|step)_\d+")
+
+told_of: set[Path] = set()  # checkpoints that cannot be removed: each costs one line in the life of a process
 
 
 class CheckpointError(RuntimeError):
@@ -44,9 +51,12 @@ class Checkpoint:
         path = self.path / f"{name}.pt"
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # damage has no end of forms, and the unpickler a name for each
             message = f"{path} holds something else than tensors and plain values (weights_only); nothing of it was run"
             raise CheckpointError(message) from error
+
+    def has(self, name: str) -> bool:
+        return (self.path / f"{name}.pt").is_file()
 
     def text(self, name: str) -> str:
         return (self.path / name).read_text(encoding="utf-8")
@@ -62,9 +72,18 @@ def writing(run_dir: Path) -> Iterator[None]:
 
 
 def write_checkpoint(
-    run_dir: Path, name: str, step: int, tensors: Mapping[str, Any], texts: Mapping[str, str]
+    run_dir: Path,
+    name: str,
+    step: int,
+    tensors: Mapping[str, Any],
+    texts: Mapping[str, str],
+    best: str | None = None,
 ) -> Checkpoint:
-    """`tensors` become `{key}.pt`, `texts` files of their own name. Whatever fails, older checkpoints are untouched."""
+    """`tensors` become `{key}.pt`, `texts` files of their own name. Whatever fails, older checkpoints are untouched.
+
+    `best` names the checkpoint of the lowest validation loss so far. It is linked with every save: a run may have been
+    killed between that one and its link.
+    """
     temporary = run_dir / f"{TEMPORARY}{name}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -81,12 +100,18 @@ def write_checkpoint(
         _write_text(temporary / MANIFEST, json.dumps(manifest, indent=1))
         _flush_folder(temporary)
         _move_into_place(temporary, run_dir / name)
-        _link(run_dir, "latest", name)
+        link_checkpoints(run_dir, name, best)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
-        message = f"the checkpoint {run_dir / name} could not be written: {error}\n  Earlier checkpoints are intact."
-        raise CheckpointError(message) from error
+        message = f"the checkpoint {run_dir / name} could not be written: {error}{_room(run_dir, tensors, error)}"
+        raise CheckpointError(f"{message}\n  Earlier checkpoints are intact.") from error
     return Checkpoint(run_dir / name, step, tuple(components))
+
+
+def link_checkpoints(run_dir: Path, latest: str, best: str | None) -> None:
+    _link(run_dir, LATEST, latest)
+    if best is not None and (run_dir / best).is_dir():  # a run that is continued elsewhere has left it behind
+        _link(run_dir, BEST, best)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -136,22 +161,69 @@ def checkpoint_folders(run_dir: Path) -> list[Path]:
     return [path for path in run_dir.iterdir() if CHECKPOINT_NAME.fullmatch(path.name) and path.is_dir()]
 
 
-def remove_old(run_dir: Path, keep: int) -> None:
-    """Keep the newest `keep`; a folder that cannot be removed costs a line, not the run."""
-    written = [path for path in checkpoint_folders(run_dir) if _written_step(path) < math.inf]
-    for path in sorted(written, key=_written_step)[:-keep]:
+def remove_old(run_dir: Path, keep_last: int, keep_every: int | None = None, newest: float = math.inf) -> None:
+    """Keep the newest `keep_last`, those whose step `keep_every` divides, and `best`.
+
+    `newest` is the step that was written last. What claims a later one was passed over when the run was continued: it
+    is damaged, does not count as kept, and stays until the run writes over it. A folder that cannot be removed costs a
+    line, not the run.
+    """
+    written = [
+        path for path in checkpoint_folders(run_dir) if (step := _written_step(path)) < math.inf and step <= newest
+    ]
+    best = (run_dir / BEST).resolve()
+    for path in sorted(written, key=_written_step)[:-keep_last]:
+        if path.resolve() == best or (keep_every is not None and _written_step(path) % keep_every == 0):
+            continue
         try:
             leaving = run_dir / f"{TEMPORARY}{path.name}"
             path.rename(leaving)  # half a folder never stands under a checkpoint's name
             shutil.rmtree(leaving)
         except OSError as error:
-            print(f"could not remove the old checkpoint {path}: {error}", flush=True)
+            if path not in told_of:
+                told_of.add(path)
+                print(f"could not remove the old checkpoint {path}: {error}", flush=True)
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """The run folder is this process's alone. The system lets go of the lock when the process ends, however it ends.
+
+    A lock of `lockf` is not inherited: data workers that outlive a killed run for seconds do not keep it.
+    """
+    with (run_dir / LOCK).open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another process holds
+            file.seek(0)
+            raise CheckpointError(f"another run is at work in {run_dir}: {file.read().strip()}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def holds_files(run_dir: Path) -> bool:
+    """Of whomever; what a run leaves that ends before it has written anything (no room, a kill) does not count."""
+    if not run_dir.exists():
+        return False
+    return any(path.name != LOCK and not path.name.startswith(TEMPORARY) for path in run_dir.iterdir())
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """What a killed run left behind under a temporary name."""
+    """What a killed run left behind under a temporary name; what cannot be removed costs a line."""
     for path in run_dir.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        try:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except OSError as error:
+            print(f"could not remove {path}: {error}", flush=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Whoever reads the file, whenever, finds all of the old text or all of the new one."""
+    beside = path.with_name(f"{TEMPORARY}{path.name}")
+    _write_text(beside, text)
+    os.replace(beside, path)
 
 
 def random_state() -> dict[str, Any]:
@@ -188,10 +260,27 @@ def _move_into_place(temporary: Path, target: Path) -> None:
 
 
 def _link(run_dir: Path, name: str, target: str) -> None:
-    beside = run_dir / f"{TEMPORARY}{name}"
+    link, beside = run_dir / name, run_dir / f"{TEMPORARY}{name}"
+    if link.is_symlink() and os.readlink(link) == target:
+        return
     beside.unlink(missing_ok=True)
     beside.symlink_to(target)
-    os.replace(beside, run_dir / name)
+    os.replace(beside, link)
+
+
+def _room(run_dir: Path, tensors: Mapping[str, Any], error: Exception) -> str:
+    """Where the disk is full: what a checkpoint takes, and what there is. torch.save hides the system's own error."""
+    needed, free = _bytes(tensors), shutil.disk_usage(run_dir).free
+    is_full = free < needed or getattr(error, "errno", None) == errno.ENOSPC
+    return f"\n  It takes about {needed / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB are free." if is_full else ""
+
+
+def _bytes(value: Any) -> int:
+    """Of all tensors in nested mappings and sequences."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes, inner))
 
 
 def _written_step(path: Path) -> float:

@@ -15,7 +15,7 @@ from model_constructor.errors import Problem, nearest
 from model_constructor.source import read_text
 from trainer.build import build_registered
 from trainer.checkpoint import CheckpointError
-from trainer.config.checks import parameters_of
+from trainer.config.parameters import Signature
 from trainer.config.schemas import Registered
 from trainer.policy import load_policy, open_run
 from trainer.registry import EVALUATION_BUILDER_REGISTRY
@@ -79,13 +79,11 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def _check_params(evaluation: str, params: Mapping[str, Any]) -> None:
-    signature = parameters_of(EVALUATION_BUILDER_REGISTRY, evaluation)
-    if signature is None:
-        return
+    signature = Signature(EVALUATION_BUILDER_REGISTRY, evaluation)
     problems = [
-        Problem(f"evaluation '{evaluation}' has no parameter '{name}'", hint=nearest(name, signature[0]))
+        Problem(f"evaluation '{evaluation}' has no parameter '{name}'", hint=nearest(name, signature.parameters))
         for name in params
-        if name not in signature[0]
+        if name not in signature.parameters and not signature.takes_all
     ]
     if problems:
         raise ConfigError(problems)

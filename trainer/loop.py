@@ -1,28 +1,21 @@
-"""Loop: a built run -> a trained one. The one loop, top to bottom: batch, normalise, step, log, save."""
+"""Loop: a built run -> a trained one. The one loop, top to bottom: batch, step, log, validate, evaluate, save."""
 
-import linecache
-import re
-import signal
-import threading
 import time
-import traceback
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from signal import Signals
 
-import torch
-
-from model_constructor import ConfigError
-from model_constructor.errors import Place, Problem
 from trainer.build import Run
-from trainer.checkpoint import Checkpoint, random_state, set_random_state
+from trainer.checkpoint import Checkpoint
 from trainer.data.prefetch import DeviceBatches, build_loader
-from trainer.data.sampler import UpdateSampler
-from trainer.metrics import MetricsFile, ProgressBar, Stopwatch, draw_loss
-from trainer.state import Progress, open_run_folder, save
+from trainer.distributed import Agreement
+from trainer.signals import interruptions
+from trainer.state import Progress, run_folder, save
 from trainer.templates import ComponentTrainer
+from trainer.validation import evaluate, validate, validation_batches
+from trainer.watch import Watch
 
 DEFAULT_SAVE_EVERY_STEPS = 1000
 
@@ -35,90 +28,99 @@ class TrainResult:
     metrics: dict[str, float]  # the last logged means
     signal: int | None = None  # SIGINT or SIGTERM, when one of them ended the run early
 
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"trained {self.step} updates; checkpoint {self.checkpoint}"
+        name = Signals(self.signal).name
+        return f"{name}: stopped after update {self.step}; --resume auto continues from {self.checkpoint}"
+
 
 def train_run(run: Run, progress: Progress) -> TrainResult:
-    config, train = run.config, run.config.experiment.train
-    run_dir = open_run_folder(run)
+    train = run.config.experiment.train
     checkpoint: Checkpoint | None = None
-    metrics: dict[str, float] = {}
+    signal, over = 0, False
     began = time.monotonic() - progress.seconds
-    with (
-        interruptions() as received,
-        closing(MetricsFile(run_dir / "metrics.jsonl", progress.step)) as lines,
-        closing(ProgressBar(config.name, progress.step, run.planned_updates)) as bar,
-        closing(training_batches(run, progress.step)) as batches,
-        closing(validation_batches(run)) as held_out,
-    ):
-        iter(batches)
-        watch = Stopwatch()
-        while not (received or is_over(run, progress)):
-            batch = run.data.normalizer.normalize(next(batches))
-            with autocast(run):
-                progress.window.add(run.trainer.train_step(batch))
+    with ExitStack() as open_:
+        open_.enter_context(updates_noted(progress))
+        received = open_.enter_context(interruptions())
+        run_dir = open_.enter_context(run_folder(run))
+        watch = open_.enter_context(closing(Watch(run, progress)))
+        agreement = open_.enter_context(closing(Agreement(run.world)))
+        batches = iter(open_.enter_context(training_batches(run, progress.step)))
+        held_out = open_.enter_context(validation_batches(run))
+
+        while not over:
+            with run.timer("data"):
+                batch = next(batches)
+            watch.before_update(run.optimizers)
+            metrics = run.step(batch, progress.step)
             progress.step += 1
             progress.seconds = time.monotonic() - began
-            watch.count(batch)
-            bar.advance()
-            over = is_over(run, progress)
+            watch.after_update(progress, metrics, samples=run.data.updates.update_size // run.world.size)
+            signal, timed_out = agreement.ask(max(received, default=0), is_late(run, progress))
+            is_complete = bool(timed_out) or has_done_all(run, progress)
+            over = is_complete or bool(signal)  # a run that is stopped continues as if it had not been: only a save
+            is_best = False
 
-            if progress.step % train.log_every == 0 or over:
-                metrics = {**progress.window.read(), **watch.lap(batches.waited)}
-                line = {**position(run, progress), **metrics, "lr": learning_rates(run)}
-                lines.write(line)
-                bar.show(line)
+            if is_complete or progress.step % train.log_every == 0:
+                watch.log(progress)
 
-            if validation_is_due(run, progress, over):
-                metrics["validation_loss"] = validate(run, held_out)
-                lines.write({**position(run, progress), "validation_loss": metrics["validation_loss"]})
+            if validation_is_due(run, progress, is_complete):
+                with run.timer("validation"):
+                    loss = validate(run, held_out)
+                watch.note(progress, {"validation_loss": loss})
+                is_best = train.keep_best and loss < progress.best_loss
+                progress.best_loss = min(progress.best_loss, loss)  # in this order: never a loss that is no number
 
-            if save_is_due(run, progress) or over or received:
-                if isinstance(run.trainer, ComponentTrainer):
-                    run.trainer.raise_if_nonfinite()
-                lines.flush_to_disk()
-                checkpoint = save(run, progress)
-        if checkpoint is None:  # stopped by a signal before the first update of this process
-            checkpoint = save(run, progress)
-    draw_loss(run_dir, config.name)
-    return TrainResult(run_dir, checkpoint.path, progress.step, metrics, received[0] if received else None)
+            if evaluation_is_due(run, progress):
+                with run.timer("evaluation"):
+                    found = evaluate(run)
+                watch.note(progress, {f"evaluation/{name}": value for name, value in found.items()})
+
+            if over or is_best or save_is_due(run, progress):
+                with run.timer("save"):
+                    if isinstance(run.trainer, ComponentTrainer):
+                        run.trainer.raise_if_nonfinite()
+                    watch.before_save(is_last=over)
+                    checkpoint = save(run, progress, is_best)
+    assert checkpoint is not None, "the last update is always saved"
+    return TrainResult(run_dir, checkpoint.path, progress.step, watch.last, signal or None)
 
 
-def try_one_batch(run: Run) -> None:
-    """One loss before anything is written: shapes that do not fit are a message, and leave no run folder behind."""
-    if not isinstance(run.trainer, ComponentTrainer):
-        return  # its only step is one that trains
-    data = run.config.experiment.data.model_copy(update={"num_workers": 0})
-    before = random_state()
+@contextmanager
+def updates_noted(progress: Progress) -> Iterator[None]:
+    """An error says how far the run had come."""
     try:
-        order = [list(range(min(data.batch_size, run.data.updates.size)))]
-        batch = next(iter(DeviceBatches(build_loader(run.data.dataset, order, data, run.device, 0), run.device)))
-        run.trainer.validation_step(run.data.normalizer.normalize(batch))
-    except Exception as error:  # whatever a model, a loss or a plugin raises
-        shapes = ", ".join(f"{key} {shape}" for key, shape in run.data.item_shapes.items() if shape)
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        message = f"the first batch does not go through the models and the loss: {why}"
-        told = f"one sample holds {shapes}; compare the models' inputs and outputs"
-        hint = "\n".join([*getattr(error, "__notes__", ()), told])  # the notes name the node and what it read
-        raise ConfigError(Problem(message, yaml_place(error) or run.config.place("train", "trainer"), hint)) from error
-    finally:
-        set_random_state(before)
+        yield
+    except Exception as error:
+        error.add_note(f"after {progress.step} updates")
+        raise
 
 
-def yaml_place(error: BaseException) -> Place | None:
-    """The innermost line of a model file that an exception came through."""
-    stack = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in stack if re.search(r"\.ya?ml\b", frame.filename)]
-    if not frames:
-        return None
-    frame = frames[-1]
-    column, end = frame.colno or 0, frame.end_colno or 0
-    text = linecache.getline(frame.filename, frame.lineno or 0).rstrip()
-    return Place(frame.filename, frame.lineno or 0, column + 1, max(end - column, 1), text)
+def training_batches(run: Run, start: int) -> DeviceBatches:
+    """Update after update, without end, behind the `start` updates that are done."""
+    order, data = run.data.updates.behind(start), run.config.experiment.data
+    return DeviceBatches(build_loader(run.data.dataset, order, data, run.device, order.seed), run.device)
 
 
-def is_over(run: Run, progress: Progress) -> bool:
+def has_done_all(run: Run, progress: Progress) -> bool:
+    return run.planned_updates is not None and progress.step >= run.planned_updates
+
+
+def is_late(run: Run, progress: Progress) -> bool:
     minutes = run.config.experiment.train.max_minutes
-    updates_done = run.planned_updates is not None and progress.step >= run.planned_updates
-    return updates_done or (minutes is not None and progress.seconds >= 60 * minutes)
+    return minutes is not None and progress.seconds >= 60 * minutes
+
+
+def validation_is_due(run: Run, progress: Progress, is_complete: bool) -> bool:
+    if run.data.validation_dataset is None or not isinstance(run.trainer, ComponentTrainer):
+        return False
+    return is_complete or progress.step % (run.config.experiment.train.validate_every or run.updates_per_epoch) == 0
+
+
+def evaluation_is_due(run: Run, progress: Progress) -> bool:
+    every = run.config.experiment.train.evaluate_every
+    return every is not None and progress.step % every == 0
 
 
 def save_is_due(run: Run, progress: Progress) -> bool:
@@ -128,70 +130,3 @@ def save_is_due(run: Run, progress: Progress) -> bool:
         steps = DEFAULT_SAVE_EVERY_STEPS
     epochs = None if train.save_every is None else train.save_every * run.updates_per_epoch
     return any(every is not None and progress.step % every == 0 for every in (steps, epochs))
-
-
-def validation_is_due(run: Run, progress: Progress, over: bool) -> bool:
-    if run.data.validation_dataset is None or not isinstance(run.trainer, ComponentTrainer):
-        return False
-    return over or progress.step % (run.config.experiment.train.validate_every or run.updates_per_epoch) == 0
-
-
-def training_batches(run: Run, start: int) -> DeviceBatches:
-    """Update after update, without end, behind the `start` updates that are done."""
-    updates, data = run.data.updates, run.config.experiment.data
-    order = UpdateSampler(updates.size, updates.batch_size, updates.seed, start)
-    return DeviceBatches(build_loader(run.data.dataset, order, data, run.device, updates.seed), run.device)
-
-
-def validation_batches(run: Run) -> DeviceBatches:
-    """The held-out frames once, in their order; none where nothing is held out."""
-    data, frames = run.config.experiment.data, range(run.data.held_out)
-    dataset = run.data.dataset if run.data.validation_dataset is None else run.data.validation_dataset
-    order = [list(frames[start : start + data.batch_size]) for start in frames[:: data.batch_size]]
-    return DeviceBatches(build_loader(dataset, order, data, run.device, run.data.updates.seed), run.device)
-
-
-def validate(run: Run, held_out: DeviceBatches) -> float:
-    """Mean loss over the held-out episodes in eval mode, with the same noise every time; training's streams stay."""
-    assert isinstance(run.trainer, ComponentTrainer)
-    total = weights = torch.zeros((), device=run.device)
-    with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
-        torch.manual_seed(run.config.experiment.run_seed)
-        for batch in held_out:
-            loss, weight = run.trainer.validation_step(run.data.normalizer.normalize(batch))
-            total, weights = total + loss * weight, weights + weight
-    return (total / weights).item()
-
-
-def autocast(run: Run) -> torch.autocast:
-    """For a plain trainer; a ComponentTrainer puts only its forward pass under autocast."""
-    plain = not isinstance(run.trainer, ComponentTrainer)
-    return torch.autocast(run.device.type, torch.bfloat16, enabled=plain and run.precision == "bf16")
-
-
-def position(run: Run, progress: Progress) -> dict[str, float]:
-    return {"step": progress.step, "epoch": round(progress.step / run.updates_per_epoch, 4)}
-
-
-def learning_rates(run: Run) -> dict[str, float]:
-    return {name: float(optimizer.param_groups[0]["lr"]) for name, optimizer in run.optimizers.items()}
-
-
-@contextmanager
-def interruptions() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM end the run behind the step at hand; a second SIGINT ends the process at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield received
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

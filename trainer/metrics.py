@@ -1,4 +1,4 @@
-"""Metrics: numbers of each step, summed on the device -> lines of metrics.jsonl, a progress bar, a loss curve."""
+"""Metrics: numbers of each step, summed on the device -> lines of metrics.jsonl, a progress bar, a picture."""
 
 import json
 import math
@@ -14,39 +14,99 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trainer.checkpoint import CheckpointError, writing
-from trainer.templates.trainer import Batch
+from trainer.curves import draw
+from trainer.distributed import World
+
+CPU = torch.device("cpu")
+ALONE = World()
+ROWS = 64  # steps whose metrics are added up at once
 
 PLAIN_LINES = 10  # about how many progress lines a run prints where no terminal shows a bar,
 PLAIN_SECONDS = 60  # and how long it is silent at most
 
 
 class MetricWindow:
-    """Means since the last reading. Adding waits for nothing; reading is one copy from the device."""
+    """Means since the last reading, weighted by what each step's loss is a mean over.
+
+    Adding waits for nothing and copies once: the metrics of a step and its weight become one row [M + 1], kept with
+    those of the same names. Every so many rows are added up in float64; reading is one copy from the device.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._device = CPU  # from the first metric on another device on, that one
+        self._rows: dict[tuple[str, ...], list[Tensor]] = {}  # each [M + 1], the weight last
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # [M + 1]: weighted sums, sum of weights
 
-    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
-        for name, value in metrics.items():
-            value = torch.as_tensor(value).detach().float()
-            self._sums[name] = self._sums[name].add_(value) if name in self._sums else value.clone()
-            self._counts[name] = self._counts.get(name, 0) + 1
+    @torch.no_grad()
+    def add(self, metrics: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
+        """Each metric is one number; `weight` is that of the whole update on this rank."""
+        for value in (weight, *metrics.values()):
+            if isinstance(value, Tensor) and value.is_cuda:
+                self._device = value.device
+                break
+        names = tuple(metrics)
+        given = [*metrics.items(), ("weight", weight)]
+        row = torch.stack([_number(name, value, self._device) for name, value in given])
+        rows = self._rows.setdefault(names, [])
+        rows.append(row)
+        if len(rows) == ROWS:
+            self._sums[names] = self._summed(names)
+            rows.clear()
 
-    def read(self) -> dict[str, float]:
-        if not self._sums:
-            return {}
-        values = torch.stack([total.reshape(()) for total in self._sums.values()]).tolist()
-        means = {name: value / self._counts[name] for name, value in zip(self._sums, values, strict=True)}
-        self._sums, self._counts = {}, {}
-        return means
+    def read(self, world: World = ALONE) -> dict[str, float]:
+        """The means over all steps since the last reading, and over all ranks that emitted a metric; then empty.
+
+        With several processes every rank calls it at the same updates; the ranks may hold different names.
+        """
+        sums = {names: self._summed(names) for names in self._rows}
+        self._rows, self._sums = {}, {}
+        values = torch.cat(list(sums.values())).tolist() if sums else []
+        own: dict[str, tuple[float, float]] = {}  # name -> weighted sum, weight
+        for names in sums:
+            row, values = values[: len(names) + 1], values[len(names) + 1 :]
+            for name, value in zip(names, row[:-1], strict=True):
+                total, weight = own.get(name, (0.0, 0.0))
+                own[name] = total + value, weight + row[-1]
+        everywhere = world.gather(own)
+        every_name = dict.fromkeys(name for one in everywhere for name in one)
+        return {name: _mean([one[name] for one in everywhere if name in one]) for name in every_name}
+
+    def _summed(self, names: tuple[str, ...]) -> Tensor:
+        """All that was added under these names, [M + 1]."""
+        sums = self._sums.get(names, torch.zeros(len(names) + 1, dtype=torch.float64, device=self._device))
+        if not self._rows[names]:
+            return sums
+        rows = torch.stack([row.to(self._device, torch.float64) for row in self._rows[names]])  # [N, M + 1]
+        return sums.to(self._device) + torch.cat([rows[:, :-1] * rows[:, -1:], rows[:, -1:]], dim=1).sum(dim=0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": {name: total.cpu().clone() for name, total in self._sums.items()}, "counts": dict(self._counts)}
+        """What this rank has added and not read; nothing is added up for it, which would round differently."""
+        return {
+            "rows": [(list(names), torch.stack(rows).cpu()) for names, rows in self._rows.items() if rows],
+            "sums": [(list(names), sums.cpu()) for names, sums in self._sums.items()],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
-        self._counts = dict(state["counts"])
+        self._device = device
+        self._sums = {tuple(names): sums.to(device) for names, sums in state["sums"]}
+        self._rows = {names: [] for names in self._sums}
+        self._rows |= {tuple(names): list(rows.to(device).unbind()) for names, rows in state["rows"]}
+
+
+def _number(name: str, value: Tensor | float, device: torch.device) -> Tensor:
+    """One number on the device, without waiting for it."""
+    if not isinstance(value, Tensor):
+        return torch.full((), value, device=device)
+    if value.ndim:
+        if value.numel() != 1:
+            raise ValueError(f"the metric '{name}' has shape {list(value.shape)}; a metric is one number")
+        value = value.reshape(())
+    return value if value.device == device else value.to(device, non_blocking=True)
+
+
+def _mean(parts: list[tuple[float, float]]) -> float:
+    total, weight = sum(total for total, _ in parts), sum(weight for _, weight in parts)
+    return total / weight if weight else math.nan
 
 
 class MetricsFile:
@@ -64,7 +124,7 @@ class MetricsFile:
 
     def write(self, line: Mapping[str, Any]) -> None:
         with writing(self._path.parent):
-            self._file.write(f"{json.dumps(line)}\n")
+            self._file.write(f"{json.dumps(_plain(line), allow_nan=False)}\n")
             self._file.flush()
 
     def flush_to_disk(self) -> None:
@@ -74,6 +134,13 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _plain(line: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows no infinity and no NaN: such a number is null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
+    }
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -99,9 +166,9 @@ class ProgressBar:
         self._total, self._step = total, step
         self._next_line: tuple[float, float] = (step, 0.0)  # the update, or the moment, whichever comes first
         self._bar: tqdm | None = None
-        if sys.stderr.isatty():
+        if is_screen():
             counted = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {remaining}" if total else "{n_fmt} {elapsed}"
-            shown = f"{name[:12]} " + counted + "{postfix}"
+            shown = f"{name[:8]} " + counted + "{postfix}"
             self._bar = tqdm(initial=step, total=total, bar_format=shown, dynamic_ncols=True)
 
     def advance(self) -> None:
@@ -123,59 +190,37 @@ class ProgressBar:
             self._bar.close()
 
 
+def is_screen() -> bool:
+    """Whether a bar can be drawn over and over; a terminal without a size (a container's, a recorder's) shows none."""
+    return sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
+
+
 def summary(line: Mapping[str, Any]) -> str:
     """`loss 0.0312 lr 9.8e-04 4012/s wait 1%`: short enough for a bar in 80 columns."""
-    rate = max(line["lr"].values(), default=0.0)
-    loss = f"loss {line['loss']:.4g} " if "loss" in line else ""
-    return f"{loss}lr {rate:.1e} {line['samples_per_s']:.0f}/s wait {line['data_wait']:.0%}"
+    rates = [value for name, value in line.items() if name.startswith("lr/")]
+    parts = [
+        f"loss {line['loss']:.4g}" if "loss" in line else "",
+        f"lr {max(rates):.1e}" if rates else "",
+        f"{_short(line['samples_per_s'])}/s" if "samples_per_s" in line else "",
+        f"wait {line['data_wait']:.0%}" if "data_wait" in line else "",
+    ]
+    return " ".join(part for part in parts if part)
 
 
-class Stopwatch:
-    """Samples per second and the share of time spent waiting for data, since the last lap."""
-
-    def __init__(self) -> None:
-        self._began, self._samples, self._waited = time.perf_counter(), 0, 0.0
-
-    def count(self, batch: Batch) -> None:
-        self._samples += next(len(value) for value in batch.values())
-
-    def lap(self, waited: float) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds = max(now - self._began, 1e-9)
-        lap = {"samples_per_s": self._samples / seconds, "data_wait": (waited - self._waited) / seconds}
-        self._began, self._samples, self._waited = now, 0, waited
-        return {name: round(value, 4) for name, value in lap.items()}
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number < 1e4 else tqdm.format_sizeof(number)
 
 
-def draw_loss(run_dir: Path, title: str) -> Path | None:
-    """metrics.jsonl -> loss.png: the logged loss, smoothed too, and the validation loss where there is one."""
-    from matplotlib.figure import Figure
+def draw_curves(run_dir: Path, title: str, at_most_every_s: float = 0.0) -> Path | None:
+    """metrics.jsonl -> loss.png, replaced whole; None as long as no loss is logged.
 
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    trained = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    validated = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
-    if not trained:
-        return None
-    steps, losses = zip(*trained, strict=True)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="training loss")
-    axes.plot(steps, _smoothed(losses), color="tab:blue", label="smoothed")
-    if validated:
-        axes.plot(*zip(*validated, strict=True), "o-", color="tab:orange", markersize=3, label="validation loss")
-    if min(losses) > 0:
-        axes.set_yscale("log")
-    axes.set(xlabel="update", ylabel="loss", title=title)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    path = run_dir / "loss.png"
+    A picture that is younger than `at_most_every_s` stands: drawing takes a third of a second.
+    """
+    path, beside = run_dir / "loss.png", run_dir / ".tmp-loss.png"
     with writing(run_dir):
-        figure.savefig(path, dpi=120)
+        if path.exists() and 0 <= time.time() - path.stat().st_mtime < at_most_every_s:
+            return path
+        if not draw(read_metrics(run_dir / "metrics.jsonl"), beside, title):
+            return None
+        os.replace(beside, path)
     return path
-
-
-def _smoothed(values: tuple[float, ...]) -> list[float]:
-    """The mean over each value's neighbours, a fortieth of the run to either side: smooth, and it does not lag."""
-    reach = max(1, len(values) // 40)
-    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    return [sum(window) / len(window) for window in windows]

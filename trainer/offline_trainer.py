@@ -1,6 +1,6 @@
 """Offline trainer: the command line. A train config -> a run folder.
 python   trainer/offline_trainer.py --train_config CONFIG.yaml [--set key.path=value ...] [--dry-run] [--resume auto]
-torchrun --nproc_per_node=1 trainer/offline_trainer.py --train_config CONFIG.yaml"""
+torchrun --nproc_per_node=N trainer/offline_trainer.py --train_config CONFIG.yaml"""
 
 import sys
 from pathlib import Path
@@ -21,9 +21,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", default="none", metavar="none|auto|PATH")
     given = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin starve each other beside another process
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        print("several processes are not supported yet: start one (torchrun --nproc_per_node=1)", file=sys.stderr)
-        return 2
     try:
         return run(given)
     except KeyboardInterrupt:
@@ -33,27 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     from model_constructor import ConfigError  # torch takes seconds to import; a wrong flag is told before
-    from trainer.checkpoint import CheckpointError
-    from trainer.templates import NonFiniteGradient
-    from trainer.training import run_dry, run_training
+    from trainer.distributed import processes
+    from trainer.training import run_command
 
     try:
-        if given.dry_run:
-            run_dry(given.train_config, given.overrides)
-            return 0
-        result = run_training(given.train_config, given.overrides, given.resume)
-    except ConfigError as error:
+        with processes() as world:
+            return run_command(given.train_config, given.overrides, given.resume, given.dry_run, world)
+    except ConfigError as error:  # the processes did not come together; what fails later is told by one of them
         print(error, file=sys.stderr)
         return 2
-    except (CheckpointError, NonFiniteGradient) as error:
-        print(f"training stopped: {error}", file=sys.stderr)
-        return 1
-    if result.signal is not None:
-        name = signal.Signals(result.signal).name
-        print(f"{name}: stopped after update {result.step}; --resume auto continues from {result.checkpoint}")
-        return 128 + result.signal
-    print(f"trained {result.step} updates; checkpoint {result.checkpoint}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from trainer.config import RunConfig
 from trainer.config.checks import import_plugins
 from trainer.config.folders import Folders
 from trainer.config.loader import validated
+from trainer.data.augmentation import Augmentation
 from trainer.data.normalization import KeyMode, Normalizer, read_stats
+from trainer.data.preparation import Preparation
+from trainer.distributed import World
+from trainer.modeling import apply_build_args
 from trainer.registry import LOSS_BUILDER_REGISTRY
 from trainer.templates import ComponentTrainer
 
@@ -28,9 +33,9 @@ class Policy:
     """Keeps the observation history and the predicted chunk until `reset()`: one policy drives one robot."""
 
     def __init__(
-        self, trainer: ComponentTrainer, normalizer: Normalizer, item_shapes: dict[str, list[int]], seed: int
+        self, trainer: ComponentTrainer, prepare: Preparation, item_shapes: dict[str, list[int]], seed: int
     ) -> None:
-        self._trainer, self._normalizer = trainer, normalizer
+        self._trainer, self._prepare = trainer, prepare
         self._device = trainer.device
         self._shapes = {key: shape for key, shape in item_shapes.items() if key != "action"}
         self._windowed = {key for key in self._shapes if f"{key}{PAD}" in self._shapes}
@@ -43,18 +48,22 @@ class Policy:
         self._chunk: deque[np.ndarray] = deque()
 
     @torch.inference_mode()
-    def select_action(self, observation: dict[str, np.ndarray]) -> np.ndarray:
-        """One observation in the data set's keys and units -> one action [A], float32, in the data set's units."""
+    def select_action(self, observation: Mapping[str, np.ndarray | str]) -> np.ndarray:
+        """One observation in the data set's keys and units -> one action [A], float32, in the data set's units.
+
+        Texts (a task's name) are passed on as they are; other keys that the data set does not have are ignored.
+        """
         values = {key: self._read(key, value) for key, value in observation.items() if key in self._shapes}
         for key in self._windowed & values.keys():
             self._history[key].append(values[key])
         if not self._chunk:
-            self._chunk.extend(self._predict(values))
+            texts = {key: [one] for key, one in observation.items() if isinstance(one, str) and key not in values}
+            self._chunk.extend(self._predict(values, texts))
         return self._chunk.popleft()
 
-    def _predict(self, values: dict[str, Tensor]) -> np.ndarray:
+    def _predict(self, values: dict[str, Tensor], texts: dict[str, list[str]]) -> np.ndarray:
         """A chunk of actions [T, A]."""
-        batch: dict[str, Any] = {}
+        batch: dict[str, Any] = dict(texts)
         for key, value in values.items():
             if key in self._windowed:
                 window, padding = self._window(key)
@@ -62,14 +71,14 @@ class Policy:
             else:
                 batch[key] = value[None].to(self._device)
         try:
-            actions = self._trainer.predict(self._normalizer.normalize(batch), generator=self._generator)  # [1, T, A]
+            actions = self._trainer.predict(self._prepare(batch), generator=self._generator)  # [1, T, A]
         except KeyError as error:
             if error.args[:1] == () or error.args[0] not in self._shapes or error.args[0] in batch:
                 raise  # a fault of the trainer's own, not of the observation
             raise KeyError(
                 f"the policy reads {error}; the observation holds {', '.join(values) or 'none of its keys'}"
             ) from error
-        actions = self._normalizer.denormalize("action", actions)[0, : self._trainer.execute_steps]
+        actions = self._prepare.normalizer.denormalize("action", actions)[0, : self._trainer.execute_steps]
         return actions.float().cpu().numpy()
 
     def _window(self, key: str) -> tuple[Tensor, Tensor]:
@@ -78,8 +87,10 @@ class Policy:
         missing = length - len(seen)
         return torch.stack([seen[0]] * missing + seen), torch.tensor([True] * missing + [False] * len(seen))
 
-    def _read(self, key: str, value: np.ndarray) -> Tensor:
+    def _read(self, key: str, value: np.ndarray | str) -> Tensor:
         shape = self._shapes[key][1:] if key in self._windowed else self._shapes[key]
+        if key in self._prepare.images:
+            return _read_image(key, value, shape)
         try:
             tensor = torch.as_tensor(np.asarray(value, dtype=np.float32))
         except (TypeError, ValueError) as error:
@@ -91,29 +102,43 @@ class Policy:
         return tensor.reshape(shape)
 
 
+def _read_image(key: str, image: np.ndarray | str, shape: list[int]) -> Tensor:
+    """uint8 [H, W, C], as a camera gives it, -> uint8 [C, H, W]."""
+    array, (channels, height, width) = np.asarray(image), shape
+    if array.dtype != np.uint8 or array.shape != (height, width, channels):
+        raise ValueError(
+            f"'{key}' is {array.dtype} {list(array.shape)}; the policy was trained with images of uint8 "
+            f"[{height}, {width}, {channels}] (height, width, channels)"
+        )
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
 def load_policy(run_or_checkpoint: str | Path, device: torch.device | str | None = None, seed: int = 0) -> Policy:
-    """Components, weights, statistics and `predict`, from a run folder (its newest checkpoint) or one checkpoint."""
+    """Components, weights (averaged, if there are any), statistics and `predict`, from a run folder (its newest
+    checkpoint) or one checkpoint."""
     checkpoint, config = open_run(run_or_checkpoint)
     device = pick_device() if device is None else torch.device(device)
     models = nn.ModuleDict()
     for name in checkpoint.components:
         models[name] = build_model(checkpoint.path / f"{name}.yaml", allow_imports=config.experiment.plugins)
-        models[name].load_state_dict(checkpoint.tensors(name))
+        apply_build_args(models[name], config.experiment.model.build_args(name))
+        models[name].load_state_dict(checkpoint.tensors(f"{name}_ema" if checkpoint.has(f"{name}_ema") else name))
     models.to(device).requires_grad_(False).eval()
     train = config.experiment.train
     loss = build_registered(config, LOSS_BUILDER_REGISTRY, train.loss, ("train", "loss")).build().to(device)
-    trainer = build_trainer(config, models, {}, loss, device)
+    trainer = build_trainer(config, models, {}, loss, device, World())
     if not isinstance(trainer, ComponentTrainer):
         raise TypeError(
             f"trainer '{train.trainer.type}' has no `predict`: only a ComponentTrainer's run makes a policy"
         )
     state = checkpoint.tensors("training_state")
-    if not {"statistics", "normalization", "item_shapes"} <= state.keys():
+    if not {"statistics", "normalization", "item_shapes", "images"} <= state.keys():
         raise CheckpointError(f"{checkpoint.path} holds no statistics: its weights have no units without them")
     modes = {key: KeyMode(**how) for key, how in state["normalization"].items()}
     with warnings.catch_warnings(action="ignore"):  # training has told of near-constant dimensions
-        normalizer = Normalizer(read_stats(state["statistics"]), modes)
-    return Policy(trainer, normalizer.to(device), state["item_shapes"], seed)
+        normalizer = Normalizer(read_stats(state["statistics"]), modes, state["images"])
+    prepare = Preparation(normalizer, state["images"], Augmentation()).to(device)
+    return Policy(trainer, prepare, state["item_shapes"], seed)
 
 
 def config_folder(run_dir: Path) -> Path:

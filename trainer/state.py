@@ -1,49 +1,50 @@
 """State: a run and its progress <-> its folder: run-level files, checkpoints, and where a run begins."""
 
-import inspect
-import json
-import platform
-import subprocess
-import sys
-import time
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from model_constructor import ConfigError, dump, load_config
-from model_constructor.errors import Place, Problem
-from trainer.build import Run
+from model_constructor import ConfigError
+from model_constructor.errors import Problem
+from trainer.build import Run, seed_everything
 from trainer.checkpoint import (
+    LINKS,
+    MANIFEST,
     Checkpoint,
     CheckpointError,
     checkpoint_folders,
+    holds_files,
+    link_checkpoints,
+    locked,
     newest_checkpoint,
     open_checkpoint,
     random_state,
     remove_leftovers,
     remove_old,
+    replace_text,
     set_random_state,
     write_checkpoint,
     writing,
 )
 from trainer.config import RunConfig
-from trainer.data.normalization import fingerprint, plain_stats, save_stats, write_stats_pickle
+from trainer.data.normalization import plain_stats, save_stats, write_stats_pickle
+from trainer.distributed import first_disagreement
+from trainer.environment import write_environment
+from trainer.facts import config_differences, fact_problems, facts, model_problems, spec_text
 from trainer.metrics import MetricWindow, read_metrics
-from trainer.registry import OPTIMIZER_BUILDER_REGISTRY
 
 ENVIRONMENT = "environment.json"  # the first file of every run folder: what tells ours from any other
-PACKAGES = ("policy-constructor", "torch", "numpy", "lerobot", "schedulefree")
 
 
 @dataclass
 class Progress:
     step: int = 0
     seconds: float = 0.0  # of training, summed over resumes
+    best_loss: float = math.inf  # of all validations so far
+    best: str | None = None  # the checkpoint that was saved with it
     window: MetricWindow = field(default_factory=MetricWindow)
 
 
@@ -51,8 +52,11 @@ def choose_start(config: RunConfig, resume: str) -> Checkpoint | None:
     """`none`: refuse a folder that holds a run. `auto`: its newest checkpoint, or a start. A path: that one."""
     run_dir = config.save_dir
     with at_save_dir(config):
-        if run_dir.exists() and any(run_dir.iterdir()) and not (run_dir / ENVIRONMENT).is_file():
+        if holds_files(run_dir) and not (run_dir / ENVIRONMENT).is_file():
             raise CheckpointError(f"{run_dir} holds files that are not a run's (it has no {ENVIRONMENT})")
+        for name in LINKS:
+            if (run_dir / name).exists() and not (run_dir / name).is_symlink():
+                raise CheckpointError(f"{run_dir / name} is in the way: a link of that name is written with each save")
         return _choose_start(config, resume)
 
 
@@ -79,7 +83,8 @@ def _choose_start(config: RunConfig, resume: str) -> Checkpoint | None:
         return None
     path = Path(resume).expanduser()
     try:
-        start = open_checkpoint(path) if (path / "training_state.pt").exists() else newest_checkpoint(path)
+        is_one = any((path / name).exists() for name in (MANIFEST, "training_state.pt"))  # maybe a damaged one
+        start = open_checkpoint(path) if is_one else newest_checkpoint(path)
     except CheckpointError as error:
         raise ConfigError(Problem(f"--resume: {error}")) from error
     if start is None:
@@ -98,169 +103,131 @@ def _choose_start(config: RunConfig, resume: str) -> Checkpoint | None:
 def restore(run: Run, checkpoint: Checkpoint) -> Progress:
     """Everything a run continues from; what does not fit is refused before anything is loaded."""
     state = checkpoint.tensors("training_state")
-    problems = [*_fact_problems(run, state["facts"]), *_model_problems(run, checkpoint)]
+    problems = [*fact_problems(run, state["facts"]), *model_problems(run, checkpoint)]
     if problems:
         raise ConfigError(problems)
-    for line in _config_differences(run.config, checkpoint.path.parent):
-        print(line, flush=True)
+    for line in config_differences(run.config, checkpoint.path.parent):
+        run.world.say(line)
     for name, component in run.models.items():
         component.load_state_dict(checkpoint.tensors(name))
     for name in run.optimizers:
-        _load_optimizer(run, name, checkpoint.tensors(f"{name}_opt"))
+        _load_optimizer(run, name, checkpoint.tensors(f"{name}_opt"), state["optimizer_params"][name])
+    run.averages.load_state_dict(state["averages"])
     run.loss.load_state_dict(state["loss"])
     if hasattr(run.trainer, "load_state_dict"):
         run.trainer.load_state_dict(state["trainer"])
-    progress = Progress(state["step"], state["seconds"])
-    progress.window.load_state_dict(state["window"], run.device)
-    set_random_state(state["random"])
+    progress = Progress(state["step"], state["seconds"], state["best_loss"], state["best"])
+    if len(state["processes"]) == run.world.size:
+        own = state["processes"][run.world.rank]
+        progress.window.load_state_dict(own["window"], run.device)
+        set_random_state(own["random"])
+    else:  # the order of the samples goes on; the streams of other processes cannot
+        seed_everything(run.config.experiment.run_seed, progress.step, run.world.rank)
     return progress
 
 
-def save(run: Run, progress: Progress) -> Checkpoint:
-    """One checkpoint of this moment; training's tensors and random streams are only read."""
+def save(run: Run, progress: Progress, is_best: bool = False) -> Checkpoint:
+    """One checkpoint of this moment, written by the first process; training's tensors and random streams are only read.
+
+    CheckpointError, on every process, when it cannot be written or when the processes' parameters are not the same.
+    """
+    if (differing := first_disagreement(run.world, [*run.models.named_parameters()])) is not None:
+        message = (
+            f"the processes' parameters are not the same any more, first in {differing}; no checkpoint was written.\n"
+            "  A trainer that changes weights outside of its gradients has to do so equally on every process."
+        )
+        raise CheckpointError(message)
+    processes = run.world.gather({"random": random_state(), "window": progress.window.state_dict()})
+    return run.world.first_decides(lambda: _write(run, progress, processes, is_best))
+
+
+def _write(run: Run, progress: Progress, processes: list[dict[str, Any]], is_best: bool) -> Checkpoint:
     epoch, rest = divmod(progress.step, run.updates_per_epoch)
     name = f"step_{progress.step}" if rest else f"epoch_{epoch}"
+    progress.best = name if is_best else progress.best
     tensors = {component: module.state_dict() for component, module in run.models.items()}
     tensors |= {f"{component}_opt": optimizer.state_dict() for component, optimizer in run.optimizers.items()}
+    with run.averages.applied():
+        tensors |= {f"{component}_ema": run.models[component].state_dict() for component in run.averages.components}
     tensors["training_state"] = {
         "step": progress.step,
         "epoch": epoch,
         "seconds": progress.seconds,
-        "facts": _facts(run),
+        "best_loss": progress.best_loss,
+        "best": progress.best,
+        "facts": facts(run),
+        "optimizer_params": {name: _optimizer_params(run, name) for name in run.optimizers},
         "item_shapes": run.data.item_shapes,
         "statistics": plain_stats(run.data.norm_stats),
-        "normalization": {key: asdict(how) for key, how in run.data.modes.items()},
-        "window": progress.window.state_dict(),
-        "random": random_state(),
+        "normalization": {key: asdict(how) for key, how in run.data.prepare.normalizer.modes.items()},
+        "images": run.data.prepare.images,
+        "processes": processes,
+        "averages": run.averages.state_dict(),
         "loss": run.loss.state_dict(),
         "trainer": run.trainer.state_dict() if hasattr(run.trainer, "state_dict") else {},
     }
-    texts = {f"{component}.yaml": _spec_text(module) for component, module in run.models.items()}
-    checkpoint = write_checkpoint(run.config.save_dir, name, progress.step, tensors, texts)
-    if run.config.experiment.train.keep_last is not None:
-        remove_old(run.config.save_dir, run.config.experiment.train.keep_last)
+    texts = {f"{component}.yaml": spec_text(module) for component, module in run.models.items()}
+    checkpoint = write_checkpoint(run.config.save_dir, name, progress.step, tensors, texts, progress.best)
+    _remove_old(run, checkpoint)
     return checkpoint
 
 
-def open_run_folder(run: Run) -> Path:
-    """The run-level files, written when all is built and the first update is next."""
+def _remove_old(run: Run, newest: Checkpoint) -> None:
+    train = run.config.experiment.train
+    if train.keep_last is not None:
+        remove_old(run.config.save_dir, train.keep_last, train.keep_every, newest.step)
+
+
+def complete_last_save(run: Run, progress: Progress, last: Checkpoint) -> None:
+    """What a kill left undone of the save that ends a run: links, older checkpoints, temporary files."""
+    run_dir = run.config.save_dir
+    if last.path.resolve().parent != run_dir.resolve():
+        return
+    with at_save_dir(run.config), locked(run_dir):
+        remove_leftovers(run_dir)
+        link_checkpoints(run_dir, last.path.name, progress.best)
+        _remove_old(run, last)
+
+
+@contextmanager
+def run_folder(run: Run) -> Iterator[Path]:
+    """The run's folder with its run-level files, held by this run alone until it ends."""
+    run_dir = run.config.save_dir
+    with ExitStack() as held:
+        run.world.first_decides(lambda: _open_run_folder(run, held))
+        yield run_dir
+
+
+def _open_run_folder(run: Run, held: ExitStack) -> None:
     run_dir = run.config.save_dir
     with at_save_dir(run.config):
         run_dir.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(run_dir))
         remove_leftovers(run_dir)
-        (run_dir / ENVIRONMENT).write_text(json.dumps(_environment(run), indent=1), encoding="utf-8")
-        (run_dir / "config.yaml").write_text(run.config.source.text, encoding="utf-8")
+        write_environment(run, run_dir / ENVIRONMENT)
+        replace_text(run_dir / "config.yaml", run.config.source.text)
         save_stats(run.data.norm_stats, run_dir / "dataset_stats.json")  # for people; a policy reads its checkpoint's
         write_stats_pickle(run.data.norm_stats, run_dir / "dataset_stats.pkl")
-    return run_dir
 
 
-def _load_optimizer(run: Run, name: str, state: dict[str, Any]) -> None:
-    """The saved state under the config given now: a longer run has a longer schedule, from the same update on."""
-    entry = run.config.experiment.model.component_optims[name]
-    parameters = inspect.signature(OPTIMIZER_BUILDER_REGISTRY.get(entry.type)).parameters
-    optimizer = run.optimizers[name]
-    configured = [{key: group[key] for key in parameters if key in group} for group in optimizer.param_groups]
+def _load_optimizer(run: Run, name: str, state: dict[str, Any], params: Mapping[str, str]) -> None:
+    """The saved state under the config given now: a longer run has a longer schedule, from the same update on.
+
+    Only what the config says otherwise than before is taken from it: a schedule may have moved all other values.
+    """
+    given, optimizer = _optimizer_params(run, name), run.optimizers[name]
+    changed = [key for key in params.keys() | given.keys() if params.get(key) != given.get(key)]
+    configured = [{key: group[key] for key in changed if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, values in zip(optimizer.param_groups, configured, strict=True):
         group.update(values)
 
 
-def _facts(run: Run) -> dict[str, int | str]:
-    """What may not change within a run: the data, the order and units of its samples, the kinds of optimizers."""
-    updates, optims = run.data.updates, run.config.experiment.model.component_optims
-    return {
-        "frames": updates.size,
-        "frames per update": updates.batch_size,
-        "seed": updates.seed,
-        "data of fingerprint": fingerprint(run.data.norm_stats),
-        **{f"the normalization of {key}": str(how) for key, how in run.data.modes.items()},
-        **{f"the optimizer of {name}": optims[name].type for name in run.optimizers},
-    }
-
-
-def _fact_place(config: RunConfig, fact: str) -> Place | None:
-    """Where the config decides a fact."""
-    keys = {"frames per update": ("data", "batch_size"), "seed": ("seed",)}
-    if fact == "seed" and config.experiment.train.seed is not None:
-        return config.place("train", "seed")
-    of = fact.rpartition(" of ")[2]
-    if fact.startswith("the optimizer"):
-        return config.place("model", "component_optims", of)
-    if fact.startswith("the normalization"):
-        return config.place("data", "normalization", of)
-    return config.place(*keys.get(fact, ("data", "datamodule")))
-
-
-def _fact_problems(run: Run, saved: Mapping[str, int | str]) -> Iterator[Problem]:
-    given = _facts(run)
-    for name in sorted(saved.keys() | given.keys()):
-        if saved.get(name) != given.get(name):
-            message = f"the run was trained with {name} {saved.get(name)}, and is to continue with {given.get(name)}"
-            hint = "restore it in the config, or start another train.save_dir"
-            yield Problem(message, _fact_place(run.config, name), hint)
-
-
-def _model_problems(run: Run, checkpoint: Checkpoint) -> Iterator[Problem]:
-    if set(run.models) != set(checkpoint.components):
-        message = (
-            f"the run has the components {', '.join(checkpoint.components)}; the config has {', '.join(run.models)}"
-        )
-        yield Problem(message, run.config.place("model", "component_config_paths"), "start another save_dir")
-    for name in checkpoint.components:
-        if name in run.models and checkpoint.text(f"{name}.yaml") != _spec_text(run.models[name]):
-            message = f"component '{name}' is not the model that {checkpoint.path} was saved from"
-            place = run.config.place("model", "component_config_paths", name)
-            yield Problem(message, place, f"compare {checkpoint.path / name}.yaml, or start another save_dir")
-
-
-def _spec_text(component: Any) -> str:
-    return dump(component.spec)
-
-
-def _config_differences(config: RunConfig, run_dir: Path) -> Iterator[str]:
-    path = run_dir / "config.yaml"
-    saved = _flat(load_config(path).data) if path.exists() else {}
-    given = _flat(config.data)
-    for key in sorted(saved.keys() | given.keys() if saved else ()):
-        if saved.get(key) != given.get(key):
-            yield f"config: {key} was {saved.get(key)!r}, is now {given.get(key)!r}"
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, dict):
-        return {prefix: data}
-    return {
-        name: value
-        for key, inner in data.items()
-        for name, value in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
-    }
-
-
-def _environment(run: Run) -> dict[str, Any]:
-    return {
-        "run": run.config.name,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "config_folder": str(run.config.folders.config),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
-        "git_commit": _git_commit(run.config.folders.project),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit(folder: Path) -> str | None:
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def _optimizer_params(run: Run, name: str) -> dict[str, str]:
+    """What the config and the run's length say of each param of an optimizer, in all its groups; to be compared."""
+    entry = run.config.experiment.model.component_optims[name]
+    said: dict[str, list[Any]] = {"total_steps": [run.planned_updates]}
+    for where, params in {"": entry.params, **entry.groups}.items():
+        for key, value in params.items():
+            said.setdefault(key, []).append((where, value))
+    return {key: repr(values) for key, values in said.items()}

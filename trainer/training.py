@@ -1,38 +1,85 @@
 """Training: a train config -> a finished run. What the command line and `trainer.train` both call."""
 
+import re
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from model_constructor import ConfigError
 from trainer.banner import banner, dry_run
 from trainer.build import build_run
+from trainer.checkpoint import CheckpointError
 from trainer.config import load_run_config, written_overrides
-from trainer.loop import TrainResult, is_over, train_run, try_one_batch
-from trainer.state import Progress, choose_start, restore
+from trainer.distributed import World, processes
+from trainer.loop import TrainResult, has_done_all, is_late, train_run
+from trainer.rehearsal import out_of_memory_told, try_one_batch
+from trainer.signals import leave_in_peace
+from trainer.state import Progress, choose_start, complete_last_save, restore
+from trainer.templates import NonFiniteGradient
 
 
 def train(
     config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None, resume: str = "none"
 ) -> TrainResult:
     """Train what a config file (or a mapping like one) describes; `overrides` are `{"train.max_steps": 20}`."""
-    return run_training(config, written_overrides(overrides or {}), resume)
+    with processes() as world:
+        return run_training(config, written_overrides(overrides or {}), resume, world)
 
 
-def run_training(config: str | Path | Mapping[str, Any], overrides: Sequence[str], resume: str) -> TrainResult:
+def run_training(
+    config: str | Path | Mapping[str, Any], overrides: Sequence[str], resume: str, world: World
+) -> TrainResult:
     run_config = load_run_config(config, overrides)
-    start = choose_start(run_config, resume)
-    run = build_run(run_config)
+    start = world.first_decides(lambda: choose_start(run_config, resume))
+    run = build_run(run_config, world, is_resumed=start is not None)
     progress = Progress() if start is None else restore(run, start)
-    if start is not None and is_over(run, progress):
-        print(f"{run_config.save_dir} is trained already: {progress.step} updates, {start.path}", flush=True)
+    if start is not None and (has_done_all(run, progress) or is_late(run, progress)):
+        world.first_decides(lambda: complete_last_save(run, progress, start))
+        world.say(f"{run_config.save_dir} is trained already: {progress.step} updates, {start.path}")
         return TrainResult(run_config.save_dir, start.path, progress.step, {})
-    try_one_batch(run)
-    print(banner(run, progress), flush=True)
-    return train_run(run, progress)
+    with out_of_memory_told(run):
+        try_one_batch(run)
+        world.say(banner(run, progress))
+        return train_run(run, progress)
 
 
-def run_dry(config: str | Path, overrides: Sequence[str]) -> None:
+def run_dry(config: str | Path, overrides: Sequence[str], world: World) -> None:
     """Everything but the training: build, show, one step, nothing written."""
-    run = build_run(load_run_config(config, overrides))
-    try_one_batch(run)
-    print(dry_run(run), flush=True)
+    run = build_run(load_run_config(config, overrides), world)
+    with out_of_memory_told(run):
+        try_one_batch(run)
+        world.say(dry_run(run))
+
+
+def run_command(config: str, overrides: Sequence[str], resume: str, is_dry: bool, world: World) -> int:
+    """What the command line does in each process -> its exit status. One process tells what went wrong."""
+    try:
+        if is_dry:
+            run_dry(config, overrides, world)
+            return 0
+        result = run_training(config, overrides, resume, world)
+    except Exception as error:
+        if not world.fails_first():
+            return 1  # this followed from what failed first
+        status, told = explained(error)
+        print(told, file=sys.stderr, flush=True)
+        return status
+    world.say(str(result))
+    if result.signal is None:
+        return 0
+    leave_in_peace()  # torchrun signals the processes that end last once more
+    return 128 + result.signal
+
+
+def explained(error: Exception) -> tuple[int, str]:
+    """The exit status of a command that ended so, and what it says: one message for what a user can mend, else all."""
+    match error:
+        case ConfigError():
+            return 2, str(error)
+        case CheckpointError() | NonFiniteGradient():
+            return 1, "\n  ".join([f"training stopped: {error}", *getattr(error, "__notes__", ())])
+    if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset) by peer", str(error)):
+        return 1, "training stopped: another process of this run ended without a word; torchrun says below how"
+    return 1, "".join(traceback.format_exception(error)).rstrip()

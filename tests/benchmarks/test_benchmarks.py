@@ -1,13 +1,15 @@
-"""The benchmarks of model_constructor run; what they measure is for a quiet machine."""
+"""The benchmarks of model_constructor, and of training against lerobot, run; what they measure is for a quiet machine."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+import yaml
 
 from model_constructor import build_model
 
@@ -53,3 +55,48 @@ def test_the_build_times_are_printed(capsys: pytest.CaptureFixture[str], monkeyp
     rows = capsys.readouterr().out.splitlines()[2:]
     assert len(rows) == 3 + 2 * 3
     assert all(float(row.split("|")[2]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["act", "diffusion"])
+def test_both_programs_train_the_same_policy_and_are_measured(policy: str, capsys: pytest.CaptureFixture[str]):
+    options = "--steps 40 --rounds 1 --data low-dim --episodes 2 --frames 30 --batch-size 4"
+    benchmark("against_lerobot").main([*options.split(), "--policies", policy])
+    _, _, _, row = capsys.readouterr().out.strip().splitlines()[-4:]
+    name, *cells = (cell.strip() for cell in row.split("|")[1:-1])
+    assert name == f"{policy}, low-dim" and len(cells) == 10
+    ours, theirs, ratio, of_bound, *_, our_loss, their_loss = (
+        float(cell.strip("%").replace(",", "")) for cell in cells
+    )
+    assert ratio == pytest.approx(ours / theirs, rel=0.05)
+    assert 20 < of_bound < 200  # a share of the same work, on a machine that may be busy
+    assert our_loss == pytest.approx(their_loss, rel=0.5)  # another objective or scale would be far off
+
+
+@pytest.mark.parametrize("kind", ["low-dim", "image"])
+@pytest.mark.parametrize("policy", ["act", "diffusion"])
+def test_the_policies_that_are_compared_have_as_many_parameters_as_lerobots(policy: str, kind: str):
+    """What both programs are told leads to networks of the same size."""
+    from lerobot.configs.types import FeatureType, PolicyFeature
+    from lerobot.policies.factory import get_policy_class, make_policy_config
+
+    against = benchmark("against_lerobot")
+    given = argparse.Namespace(small=True, steps=40, batch_size=4, workers=0, precision="fp32", device="cpu")
+    model = against.our_config(policy, kind, Path("data"), Path("run"), 0, given)["model"]
+    ours = build_model(model["component_config_paths"]["policy"], params=model["component_params"]["policy"])
+    arguments = against.their_arguments(policy, kind, Path("data"), Path("run"), 0, given)
+    told = dict(one.removeprefix("--policy.").split("=") for one in arguments if one.startswith("--policy."))
+    words = {name: yaml.safe_load(value) for name, value in told.items() if name not in ("type", "optimizer_lr")}
+    seen = {against.ENV_STATE: PolicyFeature(FeatureType.ENV, (2,))}
+    if kind == "image":
+        seen = {against.CAMERA: PolicyFeature(FeatureType.VISUAL, (3, 96, 96))}
+    config = make_policy_config(
+        policy,
+        input_features={"observation.state": PolicyFeature(FeatureType.STATE, (2,)), **seen},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (2,))},
+        **words,
+    )
+    theirs = get_policy_class(policy)(config)
+    assert sum(one.numel() for one in ours.parameters()) == sum(
+        one.numel() for one in theirs.parameters() if one.requires_grad
+    )

@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -22,30 +25,43 @@ FPS = 20
 LENGTHS = (8, 12, 9, 10)
 
 
+FEATURES = {
+    "action": {"dtype": "float32", "shape": (2,), "names": None},
+    "observation.state": {"dtype": "float32", "shape": (3,), "names": None},
+    "observation.force": {"dtype": "float32", "shape": (1,), "names": None},
+    "reward": {"dtype": "float32", "shape": (1,), "names": None},
+}
+CAMERA = "observation.images.top"
+
+
+def record(root, lengths, task="reach", fps=FPS, seed=0, camera=False):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    seen = (
+        {CAMERA: {"dtype": "image", "shape": (16, 24, 3), "names": ["height", "width", "channels"]}} if camera else {}
+    )
+    dataset = LeRobotDataset.create("local/demonstrations", fps, FEATURES | seen, root=root, use_videos=False)
+    rng = np.random.default_rng(seed)
+    for episode, length in enumerate(lengths):
+        for _ in range(length):
+            frame = {key: (rng.normal(size=f["shape"]) + episode).astype(np.float32) for key, f in FEATURES.items()}
+            frame |= {key: rng.integers(0, 256, (16, 24, 3), dtype=np.uint8) for key in seen}
+            dataset.add_frame({**frame, "task": task})
+        dataset.save_episode()
+    dataset.finalize()
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project folder with a data set under runs/demonstrations."""
+    """A project folder with data sets under runs/."""
     import datasets
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     project = tmp_path_factory.mktemp("project")
     datasets.config.HF_DATASETS_CACHE = project / "cache"
-    features = {
-        "action": {"dtype": "float32", "shape": (2,), "names": None},
-        "observation.state": {"dtype": "float32", "shape": (3,), "names": None},
-        "observation.force": {"dtype": "float32", "shape": (1,), "names": None},
-        "reward": {"dtype": "float32", "shape": (1,), "names": None},
-    }
-    dataset = LeRobotDataset.create(
-        "local/demonstrations", FPS, features, root=project / "runs/demonstrations", use_videos=False
-    )
-    rng = np.random.default_rng(0)
-    for episode, length in enumerate(LENGTHS):
-        for _ in range(length):
-            frame = {key: (rng.normal(size=f["shape"]) + episode).astype(np.float32) for key, f in features.items()}
-            dataset.add_frame({**frame, "task": "reach"})
-        dataset.save_episode()
-    dataset.finalize()
+    record(project / "runs/demonstrations", LENGTHS)
+    record(project / "runs/more", (20, 30), task="push", seed=1)
+    record(project / "runs/slow", (5, 5), fps=10)
+    record(project / "runs/seen", (4, 3), camera=True)
     (project / "configs").mkdir()
     return project
 
@@ -179,6 +195,10 @@ def test_the_task_name_is_the_sets_own_unless_given(build):
         ({"episodes": [9]}, "has no episode 9\n    its episodes are 0 to 3"),
         ({"HZ": 15}, "HZ 15 does not fit a data set of 20 fps"),
         ({"HZ": 0}, "HZ is 0"),
+        ({"video_backend": "ffmpeg"}, "video_backend is 'ffmpeg'\n    pyav or torchcodec"),
+        ({"obs_images_history": 0}, "obs_images_history is 0"),
+        ({"obs_images_history": 2}, "obs_images_history is given, and the data set at "),
+        ({"video_backend": "pyav"}, "video_backend is given, and the data set at "),
         ({"root": "runs/nowhere"}, "there is no data set at "),
         ({"validation": {"episodes": [7]}}, "validation episodes 7 are not in the data set"),
         ({"validation": {"episodes": [0, 1, 2, 3]}}, "validation holds out all 4 episodes"),
@@ -199,6 +219,138 @@ def test_a_set_that_cannot_be_downloaded_is_named_and_leaves_no_folder(project, 
     with pytest.raises(ConfigError, match="'local/absent' could not be downloaded"):
         build(root="runs/absent", repo_id="local/absent", local_files_only=False)
     assert not (project / "runs/absent").exists()
+
+
+def test_cameras_are_windows_of_their_own_history(build):
+    assert build(root="runs/seen")["dataset"].__getitems__([0, 5])[CAMERA].shape == (2, 1, 3, 16, 24)
+    batch = build(root="runs/seen", obs_images_history=3, obs_proprio_history=2, HZ=10)["dataset"].__getitems__([3, 0])
+    assert batch[CAMERA].shape == (2, 3, 3, 16, 24) and batch[CAMERA].dtype == torch.uint8
+    assert batch[f"{CAMERA}_is_pad"].tolist() == [[True, False, False], [True, True, False]]
+    assert batch["observation.state"].shape == (2, 2, 3)
+    frames = build(root="runs/seen")["dataset"].__getitems__(range(4))[CAMERA][:, 0]
+    assert torch.equal(batch[CAMERA][0], frames[[0, 1, 3]])  # at 10 steps per second every other frame
+
+
+def test_norm_stats_hold_no_image(build):
+    assert CAMERA not in build(root="runs/seen")["norm_stats"]
+
+
+def test_the_fingerprint_is_that_of_the_content_and_of_the_chosen_episodes(build, project, tmp_path):
+    def fingerprint(**params):
+        return build(**params)["fingerprint"]
+
+    copy = shutil.copytree(project / "runs/demonstrations", tmp_path / "copy")
+    assert fingerprint() == fingerprint(root=str(copy)) == fingerprint(action_horizon=2, obs_proprio_history=2)
+    others = [
+        fingerprint(root="runs/more"),
+        fingerprint(episodes=[0, 1, 2]),
+        fingerprint(episodes=[0, 1, 3]),
+        fingerprint(validation={"episodes": [1]}),
+    ]
+    (path,) = (copy / "data").glob("*/*.parquet")
+    table = pq.read_table(path)
+    rewards = table["reward"].to_pylist()
+    rewards[0] += 1
+    pq.write_table(
+        table.set_column(table.column_names.index("reward"), "reward", pa.array(rewards, pa.float32())), path
+    )
+    others.append(fingerprint(root=str(copy)))
+    path = copy / "meta/info.json"
+    path.write_text(path.read_text().replace('"fps": 20', '"fps": 10'))
+    others.append(fingerprint(root=str(copy)))
+    assert len({fingerprint(), *others}) == 1 + len(others)
+
+
+MIXED = [{"root": "runs/demonstrations", "weight": 3.5}, {"root": "runs/more", "task_name": "shove"}]
+
+
+def test_a_list_of_data_sets_is_one_data_set_with_weights(build):
+    bundle = build(root=None, datasets=MIXED, obs_proprio_history=2)
+    dataset = bundle["dataset"]
+    assert len(dataset) == sum(LENGTHS) + 50
+    assert dataset.shares.tolist() == [3.5 / 4.5, 1 / 4.5]
+    assert bundle["task_name"] == "reach, shove"
+    batch = dataset.__getitems__([0, len(dataset) - 1])
+    assert batch["observation.state"].shape == (2, 2, 3)
+    assert torch.equal(
+        batch["observation.state"][1],
+        build(root="runs/more", obs_proprio_history=2)["dataset"][49]["observation.state"],
+    )
+
+
+def test_statistics_of_a_mixture_are_those_of_what_it_shows(build):
+    """Against a long series of frames, drawn as the mixture draws them: each set in its share, all frames alike."""
+    stats = build(root=None, datasets=MIXED)["norm_stats"]
+    first, second = (
+        build(root=entry["root"])["dataset"].columns.numbers["observation.state"].double().numpy() for entry in MIXED
+    )
+    # 39 and 50 frames, seven to two: repeated so often, each is there in proportion
+    shown = np.concatenate([np.repeat(first, 7 * len(second), axis=0), np.repeat(second, 2 * len(first), axis=0)])
+    expected = {
+        "mean": shown.mean(axis=0),
+        "std": shown.std(axis=0),
+        "min": shown.min(axis=0),
+        "max": shown.max(axis=0),
+        "q01": np.quantile(shown, 0.01, axis=0, method="inverted_cdf"),
+        "q99": np.quantile(shown, 0.99, axis=0, method="inverted_cdf"),
+        "count": [len(first) + len(second)],
+    }
+    assert stats["observation.state"].keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(stats["observation.state"][name], value, rtol=1e-10, err_msg=name)
+
+
+def test_a_mixture_holds_out_episodes_of_each_of_its_sets(build):
+    bundle = build({"fraction": 0.5}, root=None, datasets=MIXED)
+    assert len(bundle["dataset"]) + len(bundle["validation_dataset"]) == sum(LENGTHS) + 50
+    assert {int(item["dataset_index"]) for item in bundle["validation_dataset"]} == {0, 1}
+    assert bundle["norm_stats"]["action"]["count"] == [len(bundle["dataset"])]
+
+
+def test_the_fingerprint_of_a_mixture_changes_with_its_sets_and_weights(build):
+    def fingerprint(*entries):
+        return build(root=None, datasets=list(entries))["fingerprint"]
+
+    first, second = MIXED
+    mixtures = [
+        (first, second),
+        (second, first),
+        ({**first, "weight": 2}, second),
+        (first, {**second, "episodes": [0]}),
+    ]
+    assert len({fingerprint(*entries) for entries in mixtures}) == len(mixtures)
+    assert fingerprint(*MIXED) == fingerprint(*MIXED)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "validation", "messages"),
+    [
+        ([], None, ["datasets is []\n    a list of data sets"]),
+        ([{"root": "runs/more", "weight": 0}], None, ["datasets[0]: weight is 0\n    a number above 0"]),
+        (
+            [{"root": "runs/nowhere"}, {"rot": "runs/more"}],
+            None,
+            [
+                "datasets[0]: there is no data set at",
+                "datasets[1]: ",
+                "did you mean 'root'?",
+                "needs 'repo_id' or 'root'",
+            ],
+        ),
+        ([{"root": "runs/more"}, {"root": "runs/slow"}], None, ["have 10, 20 steps per second", "give one HZ"]),
+        ([{"root": "runs/more"}, {"root": "runs/seen"}], None, [f"runs/more has no '{CAMERA}', which runs/seen has"]),
+        (MIXED, {"episodes": [0]}, ["data.validation names episodes"]),
+    ],
+)
+def test_what_is_wrong_in_a_list_of_data_sets_names_the_set(build, datasets, validation, messages):
+    with pytest.raises(ConfigError) as error:
+        build(validation, root=None, datasets=datasets)
+    for message in messages:
+        assert message in str(error.value)
+
+
+def test_one_hz_makes_sets_of_different_rates_alike(build):
+    build(root=None, HZ=10, datasets=[{"root": "runs/more"}, {"root": "runs/slow"}])
 
 
 def test_reading_and_registering_import_no_heavy_library(project):

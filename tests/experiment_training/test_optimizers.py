@@ -1,6 +1,7 @@
 """Optimizers: schedules equal torch's own, step by step; a state dict is all it takes to go on."""
 
 import copy
+import inspect
 import math
 import re
 
@@ -12,7 +13,6 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, SequentialLR
 
 import experiment_training.components  # noqa: F401  registers them
-from experiment_training.components.optimizer.schedule_free_radam import averaged_weights
 from model_constructor import ConfigError
 from trainer.registry import OPTIMIZER_BUILDER_REGISTRY
 
@@ -66,8 +66,15 @@ def torch_warmup_cosine(optimizer):
         (*SHIPPED[1], {}, lambda optimizer: OneCycleLR(optimizer, max_lr=1e-2, total_steps=20)),
         (
             "adamw_cosine_schedule",
-            {**ONE_CYCLE, "pct_start": 0.04, "div_factor": 5, "final_div_factor": 10, "beta1": [0.9, 0.9]},
-            {"betas": (0.9, 0.999)},
+            {
+                **ONE_CYCLE,
+                "pct_start": 0.04,
+                "div_factor": 5,
+                "final_div_factor": 10,
+                "beta1": [0.9, 0.9],
+                "beta2": 0.99,
+            },
+            {"betas": (0.9, 0.99)},
             lambda optimizer: OneCycleLR(
                 optimizer, 1e-2, 20, pct_start=0.04, div_factor=5, final_div_factor=10, cycle_momentum=False
             ),
@@ -136,50 +143,150 @@ def test_a_state_dict_that_went_through_a_file_continues_to_the_bit(tmp_path, na
 @pytest.mark.parametrize(("name", "params"), SHIPPED[:2])
 def test_torchs_state_dict_tools_keep_the_schedule_and_touch_no_weight(name, params):
     model = make_model()
-    optimizer = build(name, {**params, "weight_decay": 0.5}, model)
+    factory = OPTIMIZER_BUILDER_REGISTRY.get(name)(**params, weight_decay=0.5)
+    optimizer = factory.build(in_groups(model, peak_lr=1e-3))
     for number in range(7):
         update(model, optimizer, number)
     state = get_optimizer_state_dict(model, optimizer)
     expected = copy.deepcopy(optimizer.state_dict()["param_groups"])
 
-    fresh = build(name, {**params, "weight_decay": 0.5}, model)
+    fresh = factory.build(in_groups(model, peak_lr=1e-3))
     before = weights(model).clone()
     set_optimizer_state_dict(model, fresh, state)  # fills the state by a step at rate 0
     assert torch.equal(weights(model), before)
     assert fresh.state_dict()["param_groups"] == expected
-    assert fresh.param_groups[0]["updates"] == 7
+    assert [group["updates"] for group in fresh.param_groups] == [7, 7]
 
 
-def test_a_group_keeps_its_own_rate():
-    model = make_model()
-    factory = OPTIMIZER_BUILDER_REGISTRY.get("adamw_warmup_cosine_decay")(peak_lr=1e-2, total_steps=10)
-    optimizer = factory.build([{"params": model[0].parameters()}, {"params": model[2].parameters(), "peak_lr": 1e-3}])
-    update(model, optimizer, 0)
-    first, second = (group["lr"] for group in optimizer.param_groups)
-    assert first == pytest.approx(10 * second)
+def in_groups(model, **override):
+    return [{"params": model[0].parameters()}, {"params": list(model[2].parameters()), **override}]
 
 
-def test_schedule_free_averages_come_without_a_change_to_what_trains():
-    model = make_model()
-    optimizer = build("schedule_free_radam", {"lr": 0.05}, model)
+@pytest.mark.parametrize(
+    ("name", "params", "override"),
+    [
+        (*SHIPPED[0], {"peak_lr": 1e-3, "warmup_steps": 2, "weight_decay": 0.0, "betas": [0.5, 0.9], "eps": 1e-4}),
+        (*SHIPPED[1], {"peak_lr": 1e-3, "pct_start": 0.5, "beta1": [0.7, 0.8], "beta2": 0.9, "total_steps": 12}),
+        (*SHIPPED[2], {"lr": 0.05, "weight_decay": 0.1, "betas": [0.8, 0.9], "r": 1.0}),
+    ],
+)
+def test_a_group_is_trained_as_by_an_optimizer_of_its_own_with_those_values(name, params, override):
+    grouped, alone = make_model(), make_model()
+    factory = OPTIMIZER_BUILDER_REGISTRY.get(name)
+    optimizer = factory(**params).build(in_groups(grouped, **override))
+    first = factory(**params).build(alone[0].parameters())
+    second = factory(**{**params, **override}).build(alone[2].parameters())
     for number in range(12):
-        update(model, optimizer, number)
-    live = weights(model).clone()
-    averages = averaged_weights(optimizer)
-    ours = torch.cat([averages[parameter].flatten() for parameter in model.parameters()])
-    assert torch.equal(weights(model), live)
-    assert all(group["train_mode"] for group in optimizer.param_groups)
-
-    twin, other = copy.deepcopy((model, optimizer))
-    other.eval()  # the package's own way: in place
-    torch.testing.assert_close(ours, weights(twin))
-    assert not torch.allclose(ours, live, atol=1e-4)
+        update(grouped, optimizer, number)
+        inputs = torch.randn(16, 3, generator=torch.Generator().manual_seed(number))
+        alone.zero_grad()
+        (alone(inputs) - inputs[:, :2]).square().mean().backward()
+        first.step(), second.step()
+    assert torch.equal(weights(grouped), weights(alone))
+    assert optimizer.param_groups[1]["lr"] == second.param_groups[0]["lr"]
 
 
-def test_schedule_free_averages_before_any_update_are_the_weights():
+@pytest.mark.parametrize(("name", "params"), SHIPPED)
+def test_groups_of_optimizers_built_apart_can_be_joined_in_one(name, params):
+    joined, alone = make_model(), make_model()
+    override = {"weight_decay": 0.3, "eps": 1e-5}
+    factory = OPTIMIZER_BUILDER_REGISTRY.get(name)
+    optimizer = factory(**params).build(joined[0].parameters())
+    optimizer.add_param_group(factory(**{**params, **override}).build(joined[2].parameters()).param_groups[0])
+    at_once = factory(**params).build(in_groups(alone, **override))
+    for number in range(8):
+        update(joined, optimizer, number)
+        update(alone, at_once, number)
+    assert torch.equal(weights(joined), weights(alone))
+
+
+@pytest.mark.parametrize(("name", "params"), SHIPPED)
+def test_every_keyword_stands_in_every_group(name, params):
+    """What saves, resumes and draws tables finds the numbers of a schedule there, by the names of the config."""
     model = make_model()
-    averages = averaged_weights(build("schedule_free_radam", {}, model))
-    assert all(torch.equal(averages[parameter], parameter) for parameter in model.parameters())
+    factory = OPTIMIZER_BUILDER_REGISTRY.get(name)
+    for group in factory(**params).build(in_groups(model)).param_groups:
+        assert set(inspect.signature(factory).parameters) <= set(group)
+        assert {key: group[key] for key in params} == params
+
+
+def test_everything_wrong_in_any_group_is_reported_at_once_with_the_group_it_stands_in():
+    model = make_model()
+    factory = OPTIMIZER_BUILDER_REGISTRY.get("adamw_warmup_cosine_decay")(**WARMUP_COSINE)
+    groups = [
+        {"params": model[0].parameters(), "peak_lr": -1, "eps": 0},
+        {"params": [model[2].weight], "warmup_steps": 30},
+        {"params": [model[2].bias], "peek_lr": 1e-3},
+    ]
+    with pytest.raises(ConfigError) as error:
+        factory.build(groups)
+    problems = {problem.message: problem.hint for problem in error.value.problems}
+    assert list(problems) == [
+        "peak_lr is -1 (group 0)",
+        "eps is 0 (group 0)",
+        "warmup_steps is 30, total_steps is 20 (group 1)",
+        "peek_lr is no parameter of this optimizer (group 2)",
+    ]
+    assert "did you mean 'peak_lr'?" in problems["peek_lr is no parameter of this optimizer (group 2)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [
+        ("adamw_warmup_cosine_decay", WARMUP_COSINE, {**WARMUP_COSINE, "peak_lr": 3e-3, "total_steps": 40}),
+        ("adamw_cosine_schedule", ONE_CYCLE, {**ONE_CYCLE, "div_factor": 5.0, "total_steps": 40}),
+        ("schedule_free_radam", {}, {"lr": 0.01, "betas": [0.8, 0.99]}),
+    ],
+)
+def test_a_state_taken_up_under_other_numbers_follows_those_from_its_first_update(name, before, now):
+    model = make_model()
+    optimizer = build(name, before, model)
+    for number in range(7):
+        update(model, optimizer, number)
+    continued = build(name, now, make_model())
+    continued.load_state_dict(optimizer.state_dict())
+    group, steady = continued.param_groups[0], make_model()
+    assert {key: group[key] for key in now} == now
+    if name == "schedule_free_radam":
+        assert group["k"] == 7 and group["weight_sum"] == optimizer.param_groups[0]["weight_sum"]
+        return
+    from_the_start = build(name, now, steady)
+    for number in range(7):
+        update(steady, from_the_start, number)
+    for key in ("updates", "lr", "betas"):
+        assert group[key] == from_the_start.param_groups[0][key]
+
+
+@pytest.mark.parametrize(("name", "params"), SHIPPED)
+def test_a_deep_copy_goes_on_as_the_original_does(name, params):
+    model = make_model()
+    optimizer = build(name, params, model)
+    update(model, optimizer, 0)
+    twin, copied = copy.deepcopy((model, optimizer))
+    for number in range(1, 8):
+        update(model, optimizer, number)
+        update(twin, copied, number)
+    assert torch.equal(weights(model), weights(twin))
+
+
+@pytest.mark.parametrize("name", ["adamw_warmup_cosine_decay", "adamw_cosine_schedule"])
+def test_adamw_is_fused_where_that_is_supported_and_follows_torchs_plain_one_to_rounding(name):
+    params = {"peak_lr": 1e-2, "total_steps": 10}
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12), (torch.bfloat16, 2e-2)):
+        ours, theirs = make_model().to(dtype), make_model().to(dtype)
+        optimizer = build(name, params, ours)
+        plain = AdamW(theirs.parameters(), foreach=False, fused=False)
+        assert optimizer.param_groups[0]["fused"] is True
+        for number in range(5):
+            plain.param_groups[0].update({key: optimizer.param_groups[0][key] for key in ("lr", "betas")})
+            inputs = torch.randn(16, 3, generator=torch.Generator().manual_seed(number)).to(dtype)
+            for model in (ours, theirs):
+                model.zero_grad()
+                (model(inputs) - inputs[:, :2]).square().mean().backward()
+            optimizer.step(), plain.step()
+        torch.testing.assert_close(weights(ours), weights(theirs), rtol=tolerance, atol=tolerance)
+    elsewhere = build(name, params, nn.Linear(2, 2, device="meta"))
+    assert not elsewhere.param_groups[0]["fused"]
 
 
 @pytest.mark.parametrize(("name", "params"), SHIPPED)
@@ -203,18 +310,30 @@ def test_it_learns(name, params):
     [
         ("adamw_warmup_cosine_decay", {"peak_lr": -1}, "peak_lr is -1"),
         ("adamw_warmup_cosine_decay", {"peak_lr": "1e-4"}, "peak_lr is '1e-4'\n    a number, such as 1.0e-4"),
+        ("adamw_warmup_cosine_decay", {"peak_lr": float("inf")}, "peak_lr is inf"),
         ("adamw_warmup_cosine_decay", {"start_lr": -1e-3}, "start_lr is -0.001"),
+        ("adamw_warmup_cosine_decay", {"end_lr": -1e-3}, "end_lr is -0.001"),
         ("adamw_warmup_cosine_decay", {"warmup_steps": 21}, "warmup_steps is 21, total_steps is 20"),
+        ("adamw_warmup_cosine_decay", {"warmup_steps": 2.5}, "warmup_steps is 2.5\n    a whole number, 0 or more"),
         ("adamw_warmup_cosine_decay", {"total_steps": 0, "warmup_steps": 0}, "total_steps is 0"),
-        ("adamw_warmup_cosine_decay", {"betas": [0.9, 1.0]}, "betas are [0.9, 1.0]"),
-        ("adamw_warmup_cosine_decay", {"betas": 0.9}, "betas are 0.9"),
+        ("adamw_warmup_cosine_decay", {"betas": [0.9, 1.0]}, "betas is [0.9, 1.0]"),
+        ("adamw_warmup_cosine_decay", {"betas": 0.9}, "betas is 0.9\n    2 numbers"),
+        ("adamw_warmup_cosine_decay", {"betas": [0.9, "x"]}, "betas is [0.9, 'x']"),
         ("adamw_warmup_cosine_decay", {"eps": 0}, "eps is 0"),
         ("adamw_warmup_cosine_decay", {"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ("adamw_cosine_schedule", {"total_steps": 1}, "total_steps is 1\n    a whole number, 2 or more"),
         ("adamw_cosine_schedule", {"pct_start": 1.5}, "pct_start is 1.5"),
-        ("adamw_cosine_schedule", {"beta1": [0.95, 0.85]}, "beta1 is [0.95, 0.85]"),
+        ("adamw_cosine_schedule", {"beta1": [0.95, 0.85]}, "beta1 is [0.95, 0.85]\n    [lowest, highest]"),
+        ("adamw_cosine_schedule", {"beta1": 0.9}, "beta1 is 0.9\n    2 numbers"),
+        ("adamw_cosine_schedule", {"beta2": 1.0}, "beta2 is 1.0"),
         ("adamw_cosine_schedule", {"div_factor": 0}, "div_factor is 0"),
+        ("adamw_cosine_schedule", {"final_div_factor": 0.5}, "final_div_factor is 0.5"),
         ("schedule_free_radam", {"lr": 0}, "lr is 0"),
-        ("schedule_free_radam", {"betas": [0.0, 0.9]}, "betas are [0.0, 0.9]"),
+        ("schedule_free_radam", {"betas": [0.0, 0.9]}, "betas is [0.0, 0.9]\n    the first above 0"),
+        ("schedule_free_radam", {"betas": [0.9, 0.5]}, "betas is [0.9, 0.5]\n    the second above 0.6"),
+        ("schedule_free_radam", {"r": -1}, "r is -1"),
+        ("schedule_free_radam", {"weight_lr_power": -1}, "weight_lr_power is -1"),
+        ("schedule_free_radam", {"silent_sgd_phase": 1}, "silent_sgd_phase is 1\n    true or false"),
     ],
 )
 def test_a_wrong_value_is_explained(name, params, message):
@@ -225,4 +344,4 @@ def test_a_wrong_value_is_explained(name, params, message):
 def test_all_wrong_values_are_reported_at_once():
     with pytest.raises(ConfigError) as error:
         OPTIMIZER_BUILDER_REGISTRY.get("adamw_warmup_cosine_decay")(peak_lr=0, end_lr=-1, total_steps=-5)
-    assert len(error.value.problems) == 4
+    assert [one.message.split()[0] for one in error.value.problems] == ["peak_lr", "end_lr", "total_steps"]

@@ -13,6 +13,8 @@ import torch
 from trainer import checkpoint as checkpoints
 from trainer.checkpoint import (
     CheckpointError,
+    checkpoint_folders,
+    locked,
     newest_checkpoint,
     open_checkpoint,
     remove_leftovers,
@@ -197,8 +199,41 @@ def test_killed_at_any_point_of_a_save_a_run_has_a_valid_checkpoint(tmp_path: Pa
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 100, 20):
         write(tmp_path, step)
-    remove_old(tmp_path, keep=2)
+    remove_old(tmp_path, keep_last=2)
     assert {path.name for path in tmp_path.iterdir()} == {"step_100", "step_20", "latest"}
+
+
+@pytest.mark.parametrize(
+    ("best", "keep_every", "kept"),
+    [(None, None, {20, 25}), (5, None, {5, 20, 25}), (None, 10, {10, 20, 25}), (25, 5, {5, 10, 15, 20, 25})],
+)
+def test_the_best_and_every_so_many_updates_are_kept_too(
+    tmp_path: Path, best: int | None, keep_every: int | None, kept: set[int]
+) -> None:
+    for step in (5, 10, 15, 20, 25):
+        tensors = {"training_state": {"step": step}}
+        write_checkpoint(tmp_path, f"step_{step}", step, tensors, {}, f"step_{best}")
+    remove_old(tmp_path, keep_last=2, keep_every=keep_every)
+    assert {open_checkpoint(path).step for path in checkpoint_folders(tmp_path)} == kept
+    assert (os.readlink(tmp_path / "best") if best else None) == (f"step_{best}" if best else None)
+
+
+def test_a_run_folder_is_held_by_one_process_and_let_go_however_it_ends(tmp_path: Path) -> None:
+    """Killed, with a child that outlives it as a data worker does for seconds."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from trainer.checkpoint import locked\n"
+        "with locked(Path(sys.argv[1])):\n"
+        "    if os.fork() == 0: time.sleep(20)\n"
+        "    print('held', flush=True); time.sleep(20)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(CheckpointError, match=rf"another run is at work in .*: process {holder.pid} on "):
+        locked(tmp_path).__enter__()
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_checkpoint_that_cannot_be_removed_costs_one_line(
@@ -211,6 +246,6 @@ def test_a_checkpoint_that_cannot_be_removed_costs_one_line(
         raise PermissionError("not yours")
 
     monkeypatch.setattr(Path, "rename", refused)
-    remove_old(tmp_path, keep=1)
+    remove_old(tmp_path, keep_last=1)
     assert "could not remove the old checkpoint" in capsys.readouterr().out
     assert newest_checkpoint(tmp_path).step == 10

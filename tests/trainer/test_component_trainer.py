@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from trainer.build import build_run
 from trainer.config import load_run_config
 from trainer.data.prefetch import build_loader
-from trainer.modeling.factories import freeze, initialise
-from trainer.templates import ComponentTrainer, NonFiniteGradient, StepOutput
+from trainer.distributed import World
+from trainer.modeling.freeze import freeze
+from trainer.templates import ComponentTrainer, NonFiniteGradient, StepOptions, StepOutput
 
 
 class Regression(ComponentTrainer):
@@ -19,18 +20,27 @@ class Regression(ComponentTrainer):
 
     def compute_loss(self, batch: dict) -> StepOutput:
         prediction = self.models["head"](self.models["body"](batch["x"]))
-        return StepOutput(self.loss(prediction, batch["y"]), {"largest": batch["x"].abs().max()}, batch.get("weight"))
+        metrics = {"largest": batch["x"].abs().max()}
+        if "valid" not in batch:
+            return StepOutput(self.loss(prediction, batch["y"]), metrics)
+        valid = batch["valid"]  # [B, 1]
+        loss = ((prediction - batch["y"]).square() * valid).sum() / valid.sum().clamp(min=1)
+        return StepOutput(loss, metrics, weight=valid.sum())
+
+
+def no_place(*keys: str) -> None:
+    return None
 
 
 def make(frozen: str | None = None, **step: object) -> Regression:
     torch.manual_seed(0)
     models = nn.ModuleDict({"body": nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), "head": nn.Linear(5, 1)})
     if frozen is not None:
-        freeze(models[frozen])
+        freeze(models[frozen], None, no_place)
     trained = [name for name in models if name != frozen]
     optimizers = {name: torch.optim.SGD(models[name].parameters(), lr=0.1) for name in trained}
     trainer = Regression(models, optimizers, nn.MSELoss(), "cpu")
-    trainer.configure_step(**step)
+    trainer.configure_step(StepOptions(**step))
     return trainer
 
 
@@ -58,32 +68,58 @@ def test_a_step_is_what_a_few_lines_of_torch_do() -> None:
     assert not any(value.requires_grad for value in metrics.values())
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_accumulation_equals_one_big_batch(weighted: bool) -> None:
-    """Also where micro-batches weigh differently: the oracle is the weighted mean of their losses."""
+MASKS = {
+    "all valid": [1, 1, 1, 1, 1, 1, 1, 1],
+    "unevenly valid": [1, 1, 1, 0, 0, 0, 0, 1],
+    "a micro-batch without any": [1, 0, 0, 0, 1, 1, 0, 1],
+}
+
+
+@pytest.mark.parametrize("mask", [None, *MASKS.values()], ids=["no mask", *MASKS])
+def test_accumulation_equals_one_big_batch(mask: list[int] | None) -> None:
+    """Also of a masked loss, whose micro-batches are means over different counts."""
     data = batch(8)
-    weights = torch.tensor([1.0, 1.0, 5.0, 5.0]) if weighted else torch.ones(4)
-    trainer, oracle = make(accumulate=4, clip_grad_norm=0.5), make()
+    if mask is not None:
+        data["valid"] = torch.tensor(mask, dtype=torch.float32)[:, None]
+    trainer, oracle = make(accumulate=4, clip_grad_norm=0.5), make(clip_grad_norm=None)
     for one in (trainer, oracle):
-        freeze(one.models["body"][1])  # batch statistics are the one thing that micro-batches cannot share
-    if weighted:
-        data["weight"] = weights.repeat_interleave(2)
-        trainer.compute_loss = lambda micro: StepOutput(
-            nn.functional.mse_loss(trainer.models["head"](trainer.models["body"](micro["x"])), micro["y"]),
-            weight=micro["weight"].mean(),
-        )
+        freeze(one.models["body"][1], None, no_place)  # batch statistics are what micro-batches cannot share
     metrics = trainer.train_step(data)
 
-    prediction = oracle.models["head"](oracle.models["body"](data["x"]))
-    losses = (prediction - data["y"]).square().reshape(4, 2).mean(dim=1)
-    loss = (losses * weights).sum() / weights.sum()
+    valid = torch.ones(8, 1) if mask is None else data["valid"]
+    error = oracle.models["head"](oracle.models["body"](data["x"])) - data["y"]
+    loss = (error.square() * valid).sum() / valid.sum()
     loss.backward()
     trainable = [parameter for parameter in oracle.models.parameters() if parameter.requires_grad]
-    nn.utils.clip_grad_norm_(trainable, 0.5)
+    norm = nn.utils.clip_grad_norm_(trainable, 0.5)
     torch.optim.SGD(trainable, lr=0.1).step()
     torch.testing.assert_close(metrics["loss"], loss.detach())
+    torch.testing.assert_close(metrics["grad_norm"], norm)
+    assert trainer.step_weight == valid.sum()
     for ours, theirs in zip(trainer.models.parameters(), oracle.models.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_an_update_without_a_valid_sample_changes_nothing() -> None:
+    trainer = make(accumulate=2)
+    before = copy.deepcopy(dict(trainer.models.named_parameters()))
+    metrics = trainer.train_step({**batch(8), "valid": torch.zeros(8, 1)})
+    assert metrics["grad_norm"] == 0
+    for name, parameter in trainer.models.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_each_component_has_its_norm_before_clipping() -> None:
+    trainer = make(clip_grad_norm=1e-3)
+    oracle = copy.deepcopy(trainer.models)
+    data = batch()
+    metrics = trainer.train_step(data)
+    nn.functional.mse_loss(oracle["head"](oracle["body"](data["x"])), data["y"]).backward()
+    for name, component in oracle.items():
+        expected = torch.cat([parameter.grad.flatten() for parameter in component.parameters()]).norm()
+        torch.testing.assert_close(metrics[f"grad_norm/{name}"], expected)
+    both = torch.stack([metrics["grad_norm/body"], metrics["grad_norm/head"]]).norm()
+    torch.testing.assert_close(metrics["grad_norm"], both)
 
 
 def test_clipping_is_one_norm_over_all_components() -> None:
@@ -109,14 +145,6 @@ def test_a_frozen_component_has_no_gradient_stays_in_eval_mode_and_does_not_chan
     assert not torch.equal(trainer.models["head"].weight, head)
 
 
-def test_a_copy_of_a_frozen_component_is_frozen_itself() -> None:
-    body = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    freeze(body)
-    copied = copy.deepcopy(body)
-    assert copied.train() is copied
-    assert not copied[1].training
-
-
 def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
     trainer = make()
     before = copy.deepcopy(dict(trainer.models.named_parameters()))
@@ -127,6 +155,28 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
         trainer.train_step(data)
     for name, parameter in trainer.models.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+def test_skip_leaves_one_update_out_and_the_next_goes_on_from_where_it_was(capsys: pytest.CaptureFixture) -> None:
+    """The oracle has never seen the bad batch; only batch statistics remember that it was there."""
+    averaged: list[int] = []
+    trainer = make(frozen="body", on_nonfinite="skip", after_update=lambda: averaged.append(1))
+    oracle = make(frozen="body")
+    bad = batch(2)
+    bad["y"][1] = torch.inf
+    bad["episode_index"], bad["frame_index"] = torch.tensor([4, 9]), torch.tensor([17, 3])
+    metrics = [trainer.train_step(data) for data in (batch(8), bad, batch(4))]
+    for data in (batch(8), batch(4)):
+        oracle.train_step(data)
+    for ours, theirs in zip(trainer.models.parameters(), oracle.models.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert [step["skipped"].item() for step in metrics] == [0, 1, 0]
+    assert set(metrics[1]) == {"skipped"}  # no number of it gets into a mean
+    assert averaged == [1, 1]
+    assert (
+        "left out: the gradient of head is not finite; the batch holds episode:frame 4:17 9:3"
+        in capsys.readouterr().out
+    )
 
 
 def test_only_the_component_with_the_bad_gradient_is_named() -> None:
@@ -155,31 +205,6 @@ def test_a_validation_step_changes_nothing() -> None:
         assert torch.equal(value, before[name]), name
 
 
-def test_initialise_sets_what_its_name_says() -> None:
-    torch.manual_seed(0)
-    modules = nn.ModuleDict(
-        {
-            "linear": nn.Linear(200, 100),
-            "attention": nn.MultiheadAttention(64, 4),
-            "convolution": nn.Conv2d(16, 32, 3),
-            "norm": nn.LayerNorm(4),
-        }
-    )
-    with torch.no_grad():
-        for parameter in modules.parameters():
-            parameter.fill_(7.0)
-    initialise(modules)
-    assert modules["linear"].weight.abs().max() <= (6 / 300) ** 0.5  # Xavier's uniform bound
-    assert modules["attention"].in_proj_weight.abs().max() <= (6 / (64 + 192)) ** 0.5
-    assert modules["convolution"].weight.std().item() == pytest.approx(
-        (2 / (16 * 9)) ** 0.5, rel=0.1
-    )  # Kaiming, fan in
-    assert modules["norm"].weight.tolist() == [1.0] * 4
-    for name, parameter in modules.named_parameters():
-        if name.endswith("bias"):
-            assert not parameter.any(), name
-
-
 def test_build_args_and_params_reach_the_components(config: Path) -> None:
     run = build_run(
         load_run_config(
@@ -189,7 +214,8 @@ def test_build_args_and_params_reach_the_components(config: Path) -> None:
                 "model.component_params.head.dim=6",
                 "model.component_build_args.encoder={freeze: true, init: true}",
             ],
-        )
+        ),
+        World(),
     )
     assert run.models["head"].out.in_features == 6
     assert not any(parameter.requires_grad for parameter in run.models["encoder"].parameters())
@@ -199,7 +225,7 @@ def test_build_args_and_params_reach_the_components(config: Path) -> None:
 
 def test_the_seed_decides_the_weights_and_not_the_order_of_samples(config: Path) -> None:
     def first(*overrides: str) -> tuple[Tensor, list[int]]:
-        run = build_run(load_run_config(config, ["train.seed=5", *overrides]))
+        run = build_run(load_run_config(config, ["train.seed=5", *overrides]), World())
         return run.models["head"].out.weight, next(iter(run.data.updates))
 
     weight, order = first()
@@ -218,7 +244,7 @@ def test_the_loader_is_built_as_configured(config: Path) -> None:
         "data.persistent_workers=false",
         "data.pin_memory=true",
     ]
-    run = build_run(load_run_config(config, overrides))
+    run = build_run(load_run_config(config, overrides), World())
     data = run.config.experiment.data
     loader = build_loader(run.data.dataset, run.data.updates, data, torch.device("cpu"), 0)
     assert (loader.num_workers, loader.prefetch_factor, loader.persistent_workers) == (1, 3, False)

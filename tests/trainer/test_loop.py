@@ -2,6 +2,10 @@
 
 import json
 import pickle
+import random
+import subprocess
+import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,11 +13,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from toy_compare import assert_equal_checkpoints
 
+from model_constructor import ConfigError
 from trainer import train
+from trainer.checkpoint import checkpoint_folders, open_checkpoint
 from trainer.config import load_run_config
 from trainer.metrics import read_metrics
 from trainer.templates import NonFiniteGradient
+
+PLAIN = {"train.trainer": {"type": "toy_plain_trainer"}, "train.evaluation": None}
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -32,7 +41,7 @@ def test_a_run_leaves_the_files_it_promises(config: Path) -> None:
     result = train(config, {"train.project_name": "my run"})
     assert {path.name for path in result.run_dir.iterdir()} == {
         *("config.yaml", "environment.json", "metrics.jsonl", "dataset_stats.json", "dataset_stats.pkl"),
-        *("loss.png", "latest", "step_12"),
+        *("loss.png", "latest", "step_12", ".lock"),
     }
     assert {path.name for path in result.checkpoint.iterdir()} == {
         *("encoder.pt", "encoder_opt.pt", "encoder.yaml", "head.pt", "head_opt.pt", "head.yaml"),
@@ -80,6 +89,7 @@ def test_the_clock_ends_a_run_and_counts_over_resumes(config: Path) -> None:
         ({"train.save_every": 1}, {"epoch_1", "epoch_2", "step_12"}),
         ({"train.save_every": 2, "train.save_every_steps": 7}, {"epoch_2", "step_7", "step_12"}),
         ({"train.save_every_steps": 1, "train.keep_last": 2}, {"step_11", "step_12"}),
+        ({"train.save_every_steps": 1, "train.keep_last": 1, "train.keep_every": 4}, {"step_4", "step_8", "step_12"}),
     ],
 )
 def test_checkpoints_are_written_when_told(config: Path, overrides: dict, saved: set[str]) -> None:
@@ -94,8 +104,8 @@ def test_metrics_are_means_since_the_last_line(config: Path) -> None:
     assert np.allclose(losses(fourth.run_dir), means, rtol=1e-6)
     line = read_metrics(every.run_dir / "metrics.jsonl")[4]
     assert (line["step"], line["epoch"]) == (5, 1.0)
-    assert line["lr"]["encoder"] == pytest.approx(0.01 * (1 - 4 / 12))  # total_steps was filled in with the run's 12
-    assert line["lr"]["head"] == 0.05
+    assert line["lr/encoder"] == pytest.approx(0.01 * (1 - 4 / 12))  # total_steps was filled in with the run's 12
+    assert line["lr/head"] == 0.05
     assert {"loss", "grad_norm", "samples_per_s", "data_wait", "action_size"} <= line.keys()
 
 
@@ -159,6 +169,87 @@ def test_validation_is_over_the_held_out_episodes_in_eval_mode(config: Path) -> 
     assert lines[-1]["validation_loss"] == pytest.approx(np.mean(errors), rel=1e-4)
 
 
+def test_best_links_to_the_checkpoint_of_the_lowest_validation_loss_and_outlives_retention(config: Path) -> None:
+    """Rates that soon are too high: the loss falls, and rises."""
+    optims = {"type": "toy_sgd", "params": {"lr": 0.9}}
+    overrides = {"train.keep_best": True, "train.keep_last": 1, "train.validate_every": 1, "train.clip_grad_norm": None}
+    held_out = {"data.validation": {"episodes": [9]}, "model.component_optims.head": optims}
+    result = train(config, {**overrides, **held_out})
+    found = {
+        line["step"]: line["validation_loss"]
+        for line in read_metrics(result.run_dir / "metrics.jsonl")
+        if "validation_loss" in line
+    }
+    best = min(found, key=found.__getitem__)
+    assert 1 < best < 12
+    assert open_checkpoint((result.run_dir / "best").resolve()).step == best
+    assert {path.name for path in checkpoint_folders(result.run_dir)} == {
+        (result.run_dir / "best").readlink().name,
+        result.checkpoint.name,
+    }
+    state = torch.load(result.checkpoint / "training_state.pt", weights_only=True)
+    assert state["best_loss"] == found[best]
+
+
+def test_a_validation_loss_that_is_no_number_is_never_the_best_and_hides_none(config: Path, monkeypatch) -> None:
+    losses = iter([3.0, np.nan, 2.0, 2.5])
+    monkeypatch.setattr("trainer.loop.validate", lambda run, held_out: next(losses))
+    held_out = {"data.validation": {"episodes": [9]}, "train.validate_every": 3, "train.keep_best": True}
+    result = train(config, held_out)
+    assert open_checkpoint((result.run_dir / "best").resolve()).step == 9
+
+
+def test_evaluations_are_noted_and_leave_training_untouched(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one draws from every stream, and asks the policy for a chunk."""
+    import toy_plugin
+
+    original = toy_plugin.ToyEvaluation.evaluate
+
+    def noisy(self, policy, output_dir):
+        random.random(), np.random.rand(), torch.rand(())
+        return original(self, policy, output_dir)
+
+    monkeypatch.setattr(toy_plugin.ToyEvaluation, "evaluate", noisy)
+    quiet = train(config, {"train.save_dir": "runs/quiet"})
+    asked = train(config, {"train.save_dir": "runs/asked", "train.evaluate_every": 5})
+    found = [line for line in read_metrics(asked.run_dir / "metrics.jsonl") if "evaluation/error" in line]
+    assert [line["step"] for line in found] == [5, 10]
+    assert found[0]["evaluation/error"] != found[1]["evaluation/error"]
+    assert_equal_checkpoints(quiet.checkpoint, asked.checkpoint)
+
+
+def test_a_folder_that_another_run_is_at_work_in_is_left_alone(config: Path, project: Path) -> None:
+    (project / "runs/toy").mkdir(parents=True)
+    (project / "runs/toy/environment.json").write_text("{}")
+    hold = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(); input()"
+    command, pipes = [sys.executable, "-c", hold, str(project / "runs/toy/.lock")], {"text": True, "bufsize": 1}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **pipes) as holder:
+        holder.stdout.readline()
+        with pytest.raises(ConfigError, match=r"another run is at work in .*runs/toy"):
+            train(config)
+        assert (project / "runs/toy/environment.json").read_text() == "{}"
+        holder.communicate("\n")
+    assert train(config).step == 12
+
+
+def test_skip_leaves_a_run_alive_and_shows_how_often(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toy_plugin
+
+    original, calls = toy_plugin.ToyTrainer.compute_loss, []
+
+    def bad_at_times(self, batch: dict):
+        output = original(self, batch)
+        calls.append(torch.is_grad_enabled())
+        return replace(output, loss=output.loss * torch.nan) if sum(calls) in (2, 7) else output
+
+    monkeypatch.setattr(toy_plugin.ToyTrainer, "compute_loss", bad_at_times)
+    result = train(config, {"train.on_nonfinite": "skip"})
+    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    assert [line["skipped"] for line in lines] == [0.25, 0.25, 0.0]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert result.step == 12
+
+
 def test_a_run_that_blows_up_names_its_batch_and_saves_nothing_after_it(config: Path, project: Path) -> None:
     with pytest.raises(NonFiniteGradient, match=r"encoder, head(.|\n)*episode:frame \d+:\d+"):
         train(config, {"data.datamodule.params.nan": True, "train.save_every_steps": 1})
@@ -166,9 +257,7 @@ def test_a_run_that_blows_up_names_its_batch_and_saves_nothing_after_it(config: 
 
 
 def test_a_plain_trainer_runs(config: Path) -> None:
-    result = train(
-        config, {"train.trainer": {"type": "toy_plain_trainer"}, "train.max_steps": 40, "train.log_every": 10}
-    )
+    result = train(config, {**PLAIN, "train.max_steps": 40, "train.log_every": 10})
     first, *_, last = losses(result.run_dir)
     assert last < first
 
@@ -188,7 +277,7 @@ def test_a_plain_trainer_is_under_autocast_when_bf16_is_asked_for(
     monkeypatch.setattr(toy_plugin.ToyPlainTrainer, "train_step", noted)
     for number, precision in enumerate(("fp32", "bf16")):
         overrides = {"train.precision": precision, "train.max_steps": 1, "train.save_dir": f"runs/{number}"}
-        train(config, {"train.trainer": {"type": "toy_plain_trainer"}, **overrides})
+        train(config, {**PLAIN, **overrides})
     assert seen == [False, True]
 
 
@@ -218,8 +307,8 @@ def test_a_schedule_for_another_length_is_told(config: Path, capsys: pytest.Capt
 def test_the_banner_says_what_trains(config: Path, capsys: pytest.CaptureFixture) -> None:
     train(config, {"model.component_build_args": {"encoder": {"freeze": True}}, "train.accumulate": 2})
     words = " ".join(capsys.readouterr().out.split())
-    assert "encoder 32 0 frozen float32 none (toy_adam skipped) -" in words
-    assert "head 72 72 train float32 toy_sgd 0.05" in words
+    assert "encoder 32 0 frozen fp32 none: skipped" in words
+    assert "head 72 72 train fp32 toy_sgd 0.05" in words
     assert "80 frames, 2 updates an epoch effective batch 32" in words
 
 

@@ -105,12 +105,6 @@ def test_a_run_that_blows_up_ends_with_its_message(config: Path, capsys: pytest.
     assert "training stopped: the gradient of encoder, head is not finite" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused(config: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["--train_config", str(config)]) == 2
-    assert "several processes are not supported yet" in capsys.readouterr().err
-
-
 def test_a_dry_run_shows_and_writes_nothing(config: Path, project: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["--train_config", str(config), "--dry-run", "--set", "train.max_steps=77"]) == 0
     words = " ".join(capsys.readouterr().out.split())

@@ -11,7 +11,9 @@ from toy_plugin import ToyDataset
 
 from trainer import Policy, load_policy, train
 from trainer.checkpoint import CheckpointError
+from trainer.data.augmentation import Augmentation
 from trainer.data.normalization import Normalizer, load_stats, normalization_modes
+from trainer.data.preparation import Preparation
 from trainer.evaluate import main as evaluate
 
 OBSERVATION = {"observation.state": np.array([4.0, 12.0, 5.1])}
@@ -69,14 +71,20 @@ class Recorder:
 
 SHAPES = {
     **{"observation.state": [3, 2], "observation.state_is_pad": [3], "observation.gripper": [1]},
-    **{"action": [4, 2], "action_is_pad": [4], "index": []},
+    **{"observation.images.top": [3, 5, 7], "observation.images.wrist": [2, 1, 2, 4]},
+    **{"observation.images.wrist_is_pad": [2], "action": [4, 2], "action_is_pad": [4], "index": []},
 }
+IMAGES = {"observation.images.top": 3, "observation.images.wrist": 1}
+
+
+def unchanged() -> Preparation:
+    return Preparation(Normalizer({}, {}), IMAGES, Augmentation())
 
 
 @pytest.mark.parametrize(("execute_steps", "predictions"), [(None, 2), (2, 4), (1, 8)])
 def test_a_chunk_is_executed_as_far_as_told(execute_steps: int | None, predictions: int) -> None:
     trainer = Recorder(execute_steps)
-    policy = Policy(trainer, Normalizer({}, {}), SHAPES, seed=0)
+    policy = Policy(trainer, unchanged(), SHAPES, seed=0)
     executed = execute_steps or 4
     actions = [policy.select_action({"observation.state": np.zeros(2)})[0] for _ in range(8)]
     assert actions == [10 * (1 + step // executed) + step % executed for step in range(8)]
@@ -85,7 +93,7 @@ def test_a_chunk_is_executed_as_far_as_told(execute_steps: int | None, predictio
 
 def test_history_is_oldest_first_and_padded_with_the_first_observation() -> None:
     trainer = Recorder(1)
-    policy = Policy(trainer, Normalizer({}, {}), SHAPES, seed=0)
+    policy = Policy(trainer, unchanged(), SHAPES, seed=0)
     for step in range(4):
         policy.select_action({"observation.state": np.full(2, step), "observation.gripper": np.array([step])})
     windows = [batch["observation.state"][0, :, 0].tolist() for batch in trainer.asked]
@@ -102,10 +110,49 @@ def test_history_is_oldest_first_and_padded_with_the_first_observation() -> None
 
 def test_history_goes_on_while_a_chunk_is_executed() -> None:
     trainer = Recorder(2)
-    policy = Policy(trainer, Normalizer({}, {}), SHAPES, seed=0)
+    policy = Policy(trainer, unchanged(), SHAPES, seed=0)
     for step in range(3):
         policy.select_action({"observation.state": np.full(2, step)})
     assert trainer.asked[-1]["observation.state"][0, :, 0].tolist() == [0, 1, 2]
+
+
+def camera(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def test_an_image_is_uint8_with_channels_last_as_a_camera_gives_it_and_reaches_the_trainer_in_0_1() -> None:
+    trainer = Recorder(1)
+    image = camera(5, 7, 3)
+    Policy(trainer, unchanged(), SHAPES, seed=0).select_action({"observation.images.top": image})
+    given = trainer.asked[0]["observation.images.top"]
+    assert (given.dtype, list(given.shape)) == (torch.float32, [1, 3, 5, 7])
+    assert np.array_equal(given[0].numpy(), image.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
+
+
+def test_images_have_a_history_too() -> None:
+    trainer, images = Recorder(1), [camera(2, 4, 1, seed) for seed in range(3)]
+    policy = Policy(trainer, unchanged(), SHAPES, seed=0)
+    for image in images:
+        policy.select_action({"observation.images.wrist": image})
+    for step, (older, newer) in enumerate([(0, 0), (0, 1), (1, 2)]):
+        window = trainer.asked[step]["observation.images.wrist"]  # [1, 2, 1, 2, 4]
+        expected = np.stack([images[older], images[newer]]).transpose(0, 3, 1, 2) / np.float32(255)
+        assert np.array_equal(window[0].numpy(), expected)
+        assert trainer.asked[step]["observation.images.wrist_is_pad"][0].tolist() == [step == 0, False]
+
+
+def test_texts_reach_the_trainer_as_a_batch_of_one() -> None:
+    trainer = Recorder(1)
+    policy = Policy(trainer, unchanged(), SHAPES, seed=0)
+    policy.select_action({"observation.state": np.zeros(2), "task": "open the drawer"})
+    assert trainer.asked[0]["task"] == ["open the drawer"]
+
+
+@pytest.mark.parametrize("image", [camera(5, 6, 3), camera(7, 5, 3), camera(5, 7, 3) / 255, camera(5, 7, 3).tolist()])
+def test_an_image_of_another_kind_is_refused(image: object) -> None:
+    told = r"'observation.images.top' is .*; the policy was trained with images of uint8 \[5, 7, 3\]"
+    with pytest.raises(ValueError, match=told):
+        Policy(Recorder(1), unchanged(), SHAPES, seed=0).select_action({"observation.images.top": image})
 
 
 def test_an_observation_of_another_shape_is_refused(run_dir: Path) -> None:
@@ -165,7 +212,7 @@ def test_normalization_of_the_run_is_the_policys(config: Path) -> None:
     policy = load_policy(run_dir)
     stats = load_stats(run_dir / "dataset_stats.json")
     normalizer = Normalizer(stats, normalization_modes(overrides["data.normalization"], stats))
-    ours, theirs = policy._normalizer.state_dict(), normalizer.state_dict()
+    ours, theirs = policy._prepare.normalizer.state_dict(), normalizer.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 

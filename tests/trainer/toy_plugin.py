@@ -100,11 +100,12 @@ class ToyAdam:
 
 class FallingAdam(torch.optim.Adam):
     def step(self, closure=None):
-        for group in self.param_groups:
+        loss = super().step(closure)
+        for group in self.param_groups:  # the rate of the next update
             group.setdefault("peak_lr", group["lr"])
-            group["lr"] = group["peak_lr"] * max(0.0, 1 - group["updates"] / group["total_steps"])
             group["updates"] += 1
-        return super().step(closure)
+            group["lr"] = group["peak_lr"] * max(0.0, 1 - group["updates"] / group["total_steps"])
+        return loss
 
 
 @OPTIMIZER_BUILDER_REGISTRY.register("toy_sgd")

@@ -4,16 +4,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from model_constructor import ConfigError, dump, load_config
-from model_constructor.errors import Place, Problem, nearest
-from trainer.config.checks import check_components, check_registered, import_plugins
+from model_constructor.errors import Place
+from trainer.config.checks import check_registered, import_plugins
+from trainer.config.component_checks import check_components
 from trainer.config.folders import Folders
+from trainer.config.logger_checks import check_loggers
+from trainer.config.messages import problems_of
 from trainer.config.schemas import ExperimentConfig
+from trainer.config.unread_keys import check_unread
+from trainer.data.augmentation import augmentation_problems
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,10 @@ def _validated(source: Any, folders: Folders) -> RunConfig:
         experiment = validated(source)
     except ConfigError as error:
         problems += error.problems
-    problems += check_registered(source) + check_components(source, folders)
+    problems += check_registered(source) + check_components(source, folders) + check_unread(source)
+    problems += check_loggers(source)
+    data = source.data.get("data")
+    problems += augmentation_problems(data.get("augmentation") if isinstance(data, dict) else None, source)
     if problems or experiment is None:
         raise ConfigError(problems) from cause
     return RunConfig(experiment, source, folders)
@@ -76,35 +83,4 @@ def validated(source: Any) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(source.data)
     except ValidationError as error:
-        raise ConfigError([_problem(detail, source) for detail in error.errors()]) from None
-
-
-def _problem(detail: ErrorDetails, source: Any) -> Problem:
-    """A pydantic error in this project's words, at the key or value that it speaks of."""
-    key = tuple(part for part in detail["loc"] if part != "[key]")
-    dotted = ".".join(str(part) for part in key) or "config"
-    match detail["type"]:
-        case "extra_forbidden":
-            return Problem(f"unknown key '{dotted}'", source.key_place(key), nearest(key[-1], _known_keys(key[:-1])))
-        case "missing":
-            return Problem(f"'{dotted}' is missing", source.place(key), f"add `{key[-1]}:` here")
-        case "value_error":
-            return Problem(f"{dotted}: {detail['ctx']['error']}", source.place(key))
-    given = json.dumps(detail["input"], default=str)
-    says = detail["msg"].replace("Input should be", "should be")
-    return Problem(f"{dotted}: {says}, not {given if len(given) < 60 else given[:57] + '...'}", source.place(key))
-
-
-def _known_keys(key: tuple[str | int, ...]) -> list[str]:
-    """The keys that the schema knows at this place."""
-    kind: Any = ExperimentConfig
-    for part in key:
-        arguments = [argument for argument in get_args(kind) if argument is not type(None)]
-        if get_origin(kind) is dict:
-            kind = arguments[1]
-            continue
-        if arguments:  # `Section | None`
-            kind = arguments[0]
-        kind = kind.model_fields[part].annotation
-    known = [argument for argument in (kind, *get_args(kind)) if isinstance(argument, type)]
-    return [name for section in known if issubclass(section, BaseModel) for name in section.model_fields]
+        raise ConfigError(problems_of(error, ExperimentConfig, source)) from None

@@ -24,7 +24,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what every random stream takes
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Registered(Section):
@@ -34,16 +34,38 @@ class Registered(Section):
     params: dict[str, Any] = {}
 
 
+class Weights(Section):
+    path: str
+    strict: bool = True
+
+
+class Lora(Section):
+    rank: PositiveInt
+    alpha: PositiveFloat | None = None  # None: the rank, so that the update is added as it is
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[list[str], Field(min_length=1)]  # selectors of modules
+
+
 class BuildArgs(Section):
     init: bool = False
-    freeze: bool = False
+    freeze: bool | list[str] = False
+    weights: str | Weights | None = None
+    lora: Lora | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    compile: bool = False
+    gradient_checkpointing: bool = False
+
+
+class Optimizer(Registered):
+    groups: dict[str, dict[str, Any]] = {}  # selector -> params that differ
 
 
 class ModelConfig(Section):
     component_config_paths: Annotated[dict[Name, str], Field(min_length=1)]
     component_params: dict[str, dict[str, Any]] = {}
     component_build_args: dict[str, BuildArgs] = {}
-    component_optims: dict[str, Registered] = {}
+    component_optims: dict[str, Optimizer] = {}
+    find_unused_parameters: bool = False
 
     def build_args(self, component: str) -> BuildArgs:
         return self.component_build_args.get(component, BuildArgs())
@@ -69,6 +91,13 @@ class DataConfig(Section):
     prefetch_factor: PositiveInt = 2
     validation: ValidationConfig | None = None
     normalization: dict[str, Any] = {}  # its own words: see trainer.data.normalization
+    augmentation: list[Any] = []  # its own words: see trainer.data.augmentation
+
+
+class Ema(Section):
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    warmup: bool = True
+    components: Annotated[list[str], Field(min_length=1)] | None = None  # None: every component that trains
 
 
 class TrainConfig(Section):
@@ -81,6 +110,8 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] | None = None
     accumulate: PositiveInt = 1
     clip_grad_norm: PositiveFloat | None = 1.0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    ema: Ema | None = None
     deterministic: bool = False
     overfit_batches: Annotated[int, Field(ge=0)] = 0
     project_name: str | None = None
@@ -88,9 +119,16 @@ class TrainConfig(Section):
     save_every: PositiveInt | None = None
     save_every_steps: PositiveInt | None = None
     keep_last: PositiveInt | None = 5
+    keep_every: PositiveInt | None = None
+    keep_best: bool = False
+    load_dir: str | None = None
+    allow_missing: list[str] = []
     log_every: PositiveInt = 50
+    loggers: list[Literal["wandb", "tensorboard"]] = []
+    profile: Annotated[int, Field(ge=0)] = 0
     validate_every: PositiveInt | None = None
     evaluation: Registered | None = None
+    evaluate_every: PositiveInt | None = None
 
     @model_validator(mode="after")
     def has_an_end(self) -> "TrainConfig":
@@ -108,12 +146,7 @@ class ExperimentConfig(Section):
     data: DataConfig
     train: TrainConfig
 
-    @model_validator(mode="after")
-    def validation_is_there_to_run(self) -> "ExperimentConfig":
-        if self.train.validate_every is not None and self.data.validation is None:
-            raise ValueError("train.validate_every is given, but data.validation holds no episodes out")
-        return self
-
     @property
     def run_seed(self) -> int:
+        """Of everything at run time; each process adds its rank where processes must differ."""
         return self.seed if self.train.seed is None else self.train.seed

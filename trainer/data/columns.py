@@ -1,87 +1,60 @@
-"""Columns: a LeRobot v3 data set as contiguous tensors, read once; windows of them are index arithmetic.
+"""Columns: a data set as contiguous tensors and cameras, frame after frame; windows of them are index arithmetic.
 
-root folder -> Columns (one tensor per feature) -> ColumnDataset (items, batches, statistics)
+Columns (one tensor per number, one camera per picture) -> ColumnDataset (items, batches, statistics)
 
-Items equal, to the bit, what `LeRobotDataset` returns for the same index and `delta_timestamps`. That includes its
-habits: a feature of shape (1,) loses that dimension, every float becomes float32, every integer int64.
-Shapes: F frames of the set, N frames of the chosen episodes, B batch, T steps of a window, D size of a feature.
+Shapes: F frames of the set, E episodes, N frames of the chosen episodes, B batch, T steps of a window,
+D size of a feature, M distinct frames.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from model_constructor.errors import ConfigError, Problem, nearest
+from trainer.data.cameras import TOLERANCE_S, Camera, UnreadableFrame, map_in_threads
+from trainer.data.statistics import column_statistics
 
-TOLERANCE_S = 1e-4
-"""How far a window's step may lie from a frame, as in LeRobotDataset."""
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Columns:
-    """All low-dimensional features of a data set, frame after frame, episode after episode."""
+    """All features of a data set, frame after frame, episode after episode."""
 
     root: Path
     fps: float
-    numbers: dict[str, Tensor]  # key -> [F, *D]
+    numbers: dict[str, Tensor]  # key -> [F, *D]; "episode_index" and "frame_index" are two of them
     texts: dict[str, list[str]]  # key -> F strings; "task" is one of them
     episode_start: Tensor  # [E] first frame of each episode
     episode_end: Tensor  # [E] one past its last frame
+    cameras: dict[str, Camera] = field(default_factory=dict)
+    fingerprint: str = ""  # changes when the content of the set does
+    reopen: tuple[Callable[..., Columns], tuple] | None = None  # how another process gets what is not in memory
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """In-memory columns travel to workers, where torch shares them; mapped ones are mapped again."""
+        return self.reopen or super().__reduce_ex__(protocol)
 
     @property
     def episodes(self) -> range:
         return range(len(self.episode_start))
 
 
-def read_columns(root: Path) -> Columns:
-    """Reads and checks the whole set; every way in which it can be broken ends here, in one ConfigError."""
-    try:
-        return _read(root)
-    except ConfigError:
-        raise
-    except Exception as error:  # damage has no end of forms, and pyarrow, torch and numpy a name for each
-        why = " ".join(f"{error}".split())[:160]
-        raise _broken(root, f"it cannot be read ({type(error).__name__}: {why})") from error
-
-
-def _read(root: Path) -> Columns:
-    info = _read_info(root)
-    files = _open_parquet(root, "data")
-    frames = sum(file.metadata.num_rows for file in files)
-    if frames != info["total_frames"]:
-        raise _broken(root, f"its files hold {frames} frames, meta/info.json says {info['total_frames']}")
-    tables = [file.read() for file in files]
-    numbers: dict[str, Tensor] = {}
-    texts: dict[str, list[str]] = {}
-    for key, feature in info["features"].items():
-        chunks = [chunk for table in tables for chunk in _column(root, table, key).chunks]
-        if feature["dtype"] == "string":
-            texts[key] = [text for chunk in chunks for text in chunk.to_pylist()]
-        else:
-            numbers[key] = _tensor(root, key, chunks, frames, tuple(feature["shape"]))
-    for name in ("task", "subtask"):
-        path = root / f"meta/{name}s.parquet"
-        if f"{name}_index" in numbers and (name == "task" or path.exists()):
-            names = _names(_open(root, path).read(), f"{name}_index")
-            texts[name] = [names[number] for number in numbers[f"{name}_index"].tolist()]
-    start, end = _episode_bounds(root, info, numbers)
-    return Columns(root, info["fps"], numbers, texts, start, end)
+MAX_WINDOW = 100_000  # steps; a batch of 32 such windows takes 0.1 s to gather, and far longer ones no time can hold
 
 
 def frame_offsets(steps: Sequence[int], hz: float, fps: float) -> list[int]:
     """Steps of a window at `hz` -> frames relative to the current one."""
+    if len(steps) > MAX_WINDOW:
+        hint = f"action_horizon, obs_proprio_history and obs_images_history are at most {MAX_WINDOW:,}"
+        raise ConfigError(Problem(f"a window of {len(steps):,} steps is asked for", hint=hint))
     exact = [step / hz * fps for step in steps]
     if any(abs(offset - round(offset)) / fps > TOLERANCE_S for offset in exact):
         fits = ", ".join(f"{fps / frames:g}" for frames in (1, 2, 4, 8) if fps % frames == 0)
@@ -95,8 +68,10 @@ class ColumnDataset(Dataset[dict[str, Any]]):
     """Windows over the frames of some episodes of a set, clamped at each episode's edges.
 
     `windows` maps a key to frame offsets, oldest first: the key becomes [T, *D], with a mask `<key>_is_pad` [T] of the
-    steps outside the episode. All other features are those of the frame itself.
+    steps outside the episode. All other features are those of the frame itself. Pictures are uint8, channels first.
     """
+
+    draws_nothing = True  # no random numbers: nothing has to be seeded around an item
 
     def __init__(
         self, columns: Columns, windows: Mapping[str, Sequence[int]], episodes: Sequence[int] | None = None
@@ -104,9 +79,9 @@ class ColumnDataset(Dataset[dict[str, Any]]):
         _check_request(columns, windows, episodes)
         self.columns = columns
         self.windows = {key: torch.tensor(list(offsets)) for key, offsets in windows.items()}
-        episode_F = columns.numbers["episode_index"]
-        chosen = torch.isin(episode_F, torch.tensor(columns.episodes if episodes is None else episodes))
-        self.frames = chosen.nonzero().squeeze(-1)  # [N] the set's frames behind this data set's indices
+        chosen = torch.tensor(columns.episodes if episodes is None else episodes)
+        self.frames = torch.isin(columns.numbers["episode_index"], chosen).nonzero().squeeze(-1)
+        """[N] the set's frames behind this data set's indices."""
         _check_finite(columns, self.frames)
 
     def __len__(self) -> int:
@@ -116,165 +91,108 @@ class ColumnDataset(Dataset[dict[str, Any]]):
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        """A batch in one gather per feature: tensors are stacked, texts are lists."""
+        """A batch in one gather per feature: tensors are stacked, texts are lists. Raises UnreadableFrame."""
         frame_B = self.frames[torch.as_tensor(indices)]
         episode_B = self.columns.numbers["episode_index"][frame_B]
         start_B1 = self.columns.episode_start[episode_B].unsqueeze(1)
         end_B1 = self.columns.episode_end[episode_B].unsqueeze(1)
         batch: dict[str, Any] = {}
-        for key, column in self.columns.numbers.items():
+
+        def wanted(key: str) -> Tensor:
+            """The frames [B] or [B, T] of a key; those of a window come with its mask."""
             if key not in self.windows:
-                batch[key] = column[frame_B]  # [B, *D]
-                continue
+                return frame_B
             wanted_BT = frame_B.unsqueeze(1) + self.windows[key]
-            batch[key] = column[wanted_BT.clamp(start_B1, end_B1 - 1)]  # [B, T, *D]
             batch[f"{key}_is_pad"] = (wanted_BT < start_B1) | (wanted_BT >= end_B1)
+            return wanted_BT.clamp(start_B1, end_B1 - 1)
+
+        for key, column in self.columns.numbers.items():
+            batch[key] = column[wanted(key)]  # [B, *D] or [B, T, *D]
+        pictures = {key: wanted(key) for key in self.columns.cameras}
+        batch |= zip(pictures, map_in_threads(self._read, pictures.items()), strict=True)  # [B, (T,) C, H, W]
         frames = frame_B.tolist()
         return batch | {key: [text[frame] for frame in frames] for key, text in self.columns.texts.items()}
 
+    def _read(self, request: tuple[str, Tensor]) -> Tensor:
+        """(camera, frames in any shape) -> their pictures; one that is wanted several times is decoded once."""
+        key, wanted = request
+        frame_M, position = wanted.unique(return_inverse=True)
+        camera, frames = self.columns.cameras[key], frame_M.tolist()
+        try:
+            return torch.from_numpy(camera.read(frames).numpy()[position.numpy()])
+        except Exception:
+            self._blame(key, frames)
+            raise
+
+    def _blame(self, key: str, frames: Sequence[int]) -> None:
+        """Raises UnreadableFrame for the frame that cannot be read, or is of another size than those before it."""
+        expected: list[int] = []
+        for frame in frames:
+            try:
+                shape = list(self.columns.cameras[key].read([frame]).shape[1:])
+                expected = expected or shape
+                if shape != expected:
+                    raise ValueError(f"it is {shape}, the frames before it are {expected}")
+            except Exception as error:
+                raise UnreadableFrame(self._describe(key, frame, error)) from error
+
+    def _describe(self, key: str, frame: int, error: Exception) -> str:
+        episode, number = (int(self.columns.numbers[name][frame]) for name in ("episode_index", "frame_index"))
+        file = self.columns.cameras[key].file(frame)
+        return f"'{key}' of episode {episode}, frame {number} cannot be read from {file} ({_words(error)})"
+
     def statistics(self) -> dict[str, dict[str, np.ndarray]]:
-        """Of each windowed float key, over this data set's frames: one float64 value per dimension."""
-        stats = {}
-        for key in self.windows:
-            column = self.columns.numbers[key]
-            if not column.is_floating_point():
-                continue
-            values = column[self.frames].double().numpy()  # [N, *D]
-            values = values.reshape(len(values), *(values.shape[1:] or (1,)))
-            q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
-            stats[key] = {
-                "mean": values.mean(axis=0),
-                "std": values.std(axis=0),
-                "min": values.min(axis=0),
-                "max": values.max(axis=0),
-                "q01": q01,
-                "q99": q99,
-                "count": np.array([len(values)]),
-            }
-        return stats
+        """Of each windowed float key, over this data set's frames; no picture is decoded."""
+        return mixed_statistics([self], [1.0])
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the content of the set and with the choice of episodes, hence with what an index means."""
+        digest = hashlib.sha256(self.columns.fingerprint.encode())
+        digest.update(self.frames.numpy().tobytes())
+        return digest.hexdigest()[:32]
 
 
-def _read_info(root: Path) -> dict[str, Any]:
-    if not root.is_dir():
-        raise ConfigError(
-            Problem(f"there is no data set at {root}", hint="check `root` and `repo_id`, or record the data first")
-        )
-    path = root / "meta/info.json"
-    if not path.is_file():
-        raise _broken(root, "meta/info.json is missing", "a LeRobot v3 data set has meta/, data/ and meta/info.json")
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        version, features = info["codebase_version"], info["features"]
-        complete = {"fps", "total_frames", "total_episodes"} <= info.keys()
-    except (ValueError, KeyError, TypeError) as error:
-        raise _broken(root, f"meta/info.json cannot be read ({type(error).__name__}: {error})") from None
-    if not str(version).startswith("v3."):
-        raise ConfigError(
-            Problem(
-                f"the data set at {root} is in LeRobot format {version}; v3.0 is read here",
-                hint="convert it: python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=...",
-            )
-        )
-    if not complete:
-        raise _broken(root, "meta/info.json lacks one of fps, total_frames, total_episodes")
-    if type(info["fps"]) not in (int, float) or not 0 < info["fps"] < float("inf"):
-        raise _broken(root, f"meta/info.json says that its fps is {info['fps']!r}", "a number above 0")
-    for key, feature in features.items():
-        if lacking := {"dtype", "shape"} - feature.keys():
-            raise _broken(root, f"meta/info.json gives the feature '{key}' no {' and no '.join(sorted(lacking))}")
-    if seen := [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]:
-        raise ConfigError(
-            Problem(
-                f"the data set at {root} holds images or videos ({', '.join(seen)}), which are not read yet",
-                hint="use a data set whose features are all low-dimensional",
-            )
-        )
-    return info
-
-
-def _open_parquet(root: Path, folder: str) -> list[pq.ParquetFile]:
-    paths = sorted((root / folder).glob("*/*.parquet"))
-    if not paths:
-        raise _unfinished(root, f"there is no parquet file under {folder}/")
-    return [_open(root, path) for path in paths]
-
-
-def _open(root: Path, path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise _broken(root, f"{path.relative_to(root)} is missing") from None
-    except pa.ArrowInvalid:
-        raise _unfinished(root, f"{path.relative_to(root)} has no footer") from None
-
-
-def _column(root: Path, table: pa.Table, key: str) -> pa.ChunkedArray:
-    if key not in table.column_names:
-        raise _broken(root, f"its files have no column '{key}', which meta/info.json declares")
-    return table[key]
-
-
-def _tensor(root: Path, key: str, chunks: Sequence[pa.Array], frames: int, shape: tuple[int, ...]) -> Tensor:
-    values = np.concatenate([_flat(chunk) for chunk in chunks])
-    if values.dtype.kind not in "biuf" or values.size != frames * prod(shape):
-        raise _broken(root, f"column '{key}' does not hold {prod(shape)} numbers in each of its {frames} frames")
-    if values.dtype.kind != "b":
-        values = values.astype(np.float32 if values.dtype.kind == "f" else np.int64, copy=False)
-    return torch.from_numpy(values.reshape(frames, *(() if shape == (1,) else shape)))
-
-
-def _flat(array: pa.Array) -> np.ndarray:
-    """The numbers of nested lists, one after another; a missing one becomes NaN."""
-    while not pa.types.is_primitive(array.type):
-        array = array.storage if isinstance(array, pa.ExtensionArray) else array.flatten()
-    if array.null_count:
-        array = array.cast(pa.float64()).fill_null(float("nan"))
-    if pa.types.is_boolean(array.type):
-        return np.from_dlpack(array.cast(pa.uint8())).astype(bool)
-    return np.from_dlpack(array)  # Array.to_numpy would import pandas, which costs most of a second
-
-
-def _names(table: pa.Table, index: str) -> list[str]:
-    """The texts that a `*_index` column counts: the one other column of its table."""
-    (column,) = (name for name in table.column_names if name != index)
-    return table[column].to_pylist()
-
-
-def _episode_bounds(root: Path, info: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Start and end of each episode, once they agree with what the frames say of themselves."""
-    names = ["episode_index", "dataset_from_index", "dataset_to_index"]
-    tables = [file.read(columns=names) for file in _open_parquet(root, "meta/episodes")]
-    episode, start, end = (
-        torch.tensor([number for table in tables for number in table[name].to_pylist()]) for name in names
-    )
-    if len(episode) != info["total_episodes"]:
-        raise _broken(root, f"it has {len(episode)} episodes, meta/info.json says {info['total_episodes']}")
-    in_order = torch.equal(episode, torch.arange(len(episode)))
-    frames = len(numbers["index"])
-    if not (
-        in_order
-        and torch.equal(numbers["index"], torch.arange(frames))
-        and torch.equal(numbers["episode_index"], episode.repeat_interleave(end - start))
-    ):
-        raise _broken(root, "the episodes in meta/episodes/ are not those of the frames in data/")
-    return start, end
+def mixed_statistics(datasets: Sequence[ColumnDataset], shares: Sequence[float]) -> dict[str, dict[str, np.ndarray]]:
+    """Of each windowed float key, over the frames of sets that are drawn in proportion to `shares`."""
+    numbers = datasets[0].columns.numbers
+    keys = [key for key in datasets[0].windows if key in numbers and numbers[key].is_floating_point()]
+    return {key: column_statistics([one.columns.numbers[key][one.frames] for one in datasets], shares) for key in keys}
 
 
 def _check_request(columns: Columns, windows: Mapping[str, Sequence[int]], episodes: Sequence[int] | None) -> None:
+    known = [*columns.numbers, *columns.cameras]
     problems = [
-        Problem(f"the data set at {columns.root} has no numeric feature '{key}'", hint=nearest(key, columns.numbers))
+        Problem(f"the data set at {columns.root} has no numbers or pictures '{key}'", hint=nearest(key, known))
         for key in windows
-        if key not in columns.numbers
+        if key not in known
     ]
-    if missing := sorted(set(episodes or ()) - set(columns.episodes)):
+    chosen = columns.episodes if episodes is None else episodes
+    if missing := sorted(set(chosen) - set(columns.episodes)):
         problems.append(
             Problem(
                 f"the data set at {columns.root} has no episode {', '.join(map(str, missing))}",
                 hint=f"its episodes are 0 to {len(columns.episodes) - 1}",
             )
         )
-    if episodes is not None and not len(episodes):
+    if not len(chosen):
         problems.append(Problem("no episode is chosen", hint="leave `episodes` out to use all of them"))
+    longest = int((columns.episode_end - columns.episode_start).max())
+    problems += [
+        Problem(
+            f"the window of '{key}' has {len(offsets):,} steps, more than ten times the {longest:,} frames of the "
+            "longest episode: nearly all of it would be padding",
+            hint="lower action_horizon, or the history",
+        )
+        for key, offsets in windows.items()
+        if len(offsets) > 10 * longest
+    ]
+    first_frames = [int(columns.episode_start[episode]) for episode in chosen if episode in columns.episodes]
+    for key, camera in columns.cameras.items():
+        missing_files = sorted(file for file in set(map(camera.file, first_frames)) if not file.is_file())
+        problems += [
+            Problem(f"the data set at {columns.root} has no file {file}, which holds '{key}'") for file in missing_files
+        ]
     if problems:
         raise ConfigError(problems)
 
@@ -282,7 +200,10 @@ def _check_request(columns: Columns, windows: Mapping[str, Sequence[int]], episo
 def _check_finite(columns: Columns, frames: Tensor) -> None:
     problems = []
     for key, column in columns.numbers.items():
-        bad = frames[~column[frames].isfinite().reshape(len(frames), -1).all(dim=1)]
+        if not column.is_floating_point():
+            continue
+        finite_F = column.isfinite().reshape(len(column), -1).all(dim=1)
+        bad = frames[~finite_F[frames]]
         if len(bad):
             episode = int(columns.numbers["episode_index"][bad[0]])
             frame = int(columns.numbers["frame_index"][bad[0]])
@@ -296,13 +217,6 @@ def _check_finite(columns: Columns, frames: Tensor) -> None:
         raise ConfigError(problems)
 
 
-def _broken(root: Path, why: str, hint: str = "record or download it again") -> ConfigError:
-    return ConfigError(Problem(f"the data set at {root} is broken: {why}", hint=hint))
-
-
-def _unfinished(root: Path, why: str) -> ConfigError:
-    return _broken(
-        root,
-        f"{why}; the recording was not finalized",
-        "call finalize() on the LeRobotDataset when recording ends, and record this one again",
-    )
+def _words(error: Exception) -> str:
+    """The error in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

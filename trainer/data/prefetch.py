@@ -1,71 +1,168 @@
 """Prefetch: a data set and an order -> batches on the device, and the time that was spent waiting for them."""
 
+from __future__ import annotations
+
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from trainer.config.schemas import DataConfig
+from trainer.data.seeded import Failure, SeededReader, says
 from trainer.templates.trainer import Batch
+
+FEWER = "set data.num_workers, data.prefetch_factor or data.batch_size lower"
+HINTS = {
+    signal.SIGKILL: f"the machine has probably run out of memory: {FEWER}",
+    signal.SIGBUS: f"shared memory (/dev/shm) is probably full: {FEWER}, or give a container more (--shm-size)",
+    signal.SIGSEGV: "a native library crashed while reading: data.num_workers=0 shows where",
+}
+
+
+class WorkerDied(RuntimeError):
+    """A process that reads data ended before the run did."""
 
 
 def build_loader(
     dataset: Dataset, batches: Iterable[list[int]], data: DataConfig, device: torch.device, seed: int
 ) -> DataLoader:
-    """A loader with a random stream of its own: making or iterating it draws nothing from training's streams."""
+    """A loader of whole batches; what it reads is seeded by place, and training's own random streams stay untouched."""
     workers: dict[str, Any] = {}
     if data.num_workers:
-        workers = {"prefetch_factor": data.prefetch_factor, "persistent_workers": data.persistent_workers}
+        workers = {
+            "prefetch_factor": data.prefetch_factor,
+            "persistent_workers": data.persistent_workers,
+            "multiprocessing_context": start_method(dataset),
+        }
     return DataLoader(
-        dataset,
+        SeededReader(dataset, seed),
         batch_sampler=batches,
         num_workers=data.num_workers,
         pin_memory=data.pin_memory and device.type == "cuda",
-        collate_fn=collate,
-        worker_init_fn=leave_signals_to_the_main_process,
+        collate_fn=as_read,
         generator=torch.Generator().manual_seed(seed),
         **workers,
     )
 
 
-def collate(items: Any) -> Batch:
-    """A data set that gathers whole batches has nothing left to collate."""
-    return items if isinstance(items, dict) else default_collate(items)
+def start_method(dataset: Dataset) -> str:
+    """Forked workers start at once and share what the data set holds; a data set that breaks in a fork says so."""
+    return "spawn" if says(dataset, "needs_spawn") else "fork"
 
 
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; a worker that died of one would fail the step that saves."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def as_read(batch: Any) -> Any:
+    """The reader has collated already."""
+    return batch
 
 
 class DeviceBatches:
-    """Iterates a loader; `waited` are the seconds in which the step had no batch to work on."""
+    """Iterates a loader; `waited` are the seconds in which the step had no batch to work on.
+
+    A context: leaving it ends the workers, and says which one died if that is why it is left.
+    """
 
     def __init__(self, loader: DataLoader, device: torch.device) -> None:
         self._loader, self._device = loader, device
+        self._read: Iterator[Batch | Failure] = iter(())
         self._batches: Iterator[Batch] = iter(())
         self.waited = 0.0
 
-    def __iter__(self) -> "DeviceBatches":
-        self._batches = iter(self._loader)  # persistent workers start over, others are made anew
+    def __iter__(self) -> DeviceBatches:
+        with signals_held():
+            self._read = iter(self._loader)  # persistent workers start over, others are made anew
+        batches = (raised(batch) for batch in self._read)
+        on_cuda = self._device.type == "cuda"
+        self._batches = (
+            copied_ahead(batches, self._device) if on_cuda else (to_device(b, self._device) for b in batches)
+        )
         return self
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
         batch = next(self._batches)
         self.waited += time.perf_counter() - began
-        return to_device(batch, self._device)
+        return batch
+
+    def __enter__(self) -> DeviceBatches:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        died = self._dead_workers() if isinstance(error, Exception) else []
+        self.close()
+        if died:
+            raise WorkerDied("\n".join(died)) from error
 
     def close(self) -> None:
-        """End the workers now: they ignore signals, and a process that exits would wait for them forever."""
-        if isinstance(self._batches, _MultiProcessingDataLoaderIter):
-            self._batches._shutdown_workers()
+        """End the workers now: signals do not, and a process that exits would wait for them forever."""
+        if isinstance(self._read, _MultiProcessingDataLoaderIter):
+            self._read._shutdown_workers()
+            for worker in self._read._workers:
+                worker.kill()  # one that hangs in a read has not ended; for all others nothing happens
+
+    def _dead_workers(self) -> list[str]:
+        if not isinstance(self._read, _MultiProcessingDataLoaderIter):
+            return []
+        ends = [(number, worker.pid, worker.exitcode) for number, worker in enumerate(self._read._workers)]
+        return [f"data worker {number} (process {pid}) {how_it_ended(code)}" for number, pid, code in ends if code]
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Processes started in here never get SIGINT and SIGTERM, this one gets them afterwards.
+
+    Ctrl-C and SIGTERM reach the whole process group; a worker that died of one would fail the step that saves.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def how_it_ended(exit_code: int) -> str:
+    if exit_code > 0:
+        return f"ended by itself with exit code {exit_code}; what it printed says why"
+    number = signal.Signals(-exit_code)
+    return f"was ended by {number.name}: {HINTS.get(number, f'data.num_workers=0 reads without workers; or {FEWER}')}"
+
+
+def raised(batch: Batch | Failure) -> Batch:
+    if isinstance(batch, Failure):
+        raise batch.error
+    return batch
+
+
+def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on a CUDA device, each copied on a stream of its own while the step before works; the host never waits.
+
+    A failure to read the batch ahead is told when that batch's turn comes.
+    """
+    copies, ready, failure = torch.cuda.Stream(device), None, None
+    while failure is None:
+        upcoming = None
+        try:
+            with torch.cuda.stream(copies):
+                upcoming = to_device(next(batches), device), copies.record_event()
+        except Exception as error:  # StopIteration is one of them
+            failure = error
+        if ready is not None:
+            batch, copied = ready
+            step = torch.cuda.current_stream(device)
+            step.wait_event(copied)
+            for value in batch.values():
+                if isinstance(value, Tensor):
+                    value.record_stream(step)  # its memory is not handed out again before the step has used it
+            yield batch
+        ready = upcoming
+    if not isinstance(failure, StopIteration):
+        raise failure
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -74,5 +171,5 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return tensor.to(device, dtype, non_blocking=True)
+    moved = tensor.to(device, non_blocking=True)  # first: a conversion on the host would leave pinned memory
+    return moved.float() if moved.is_floating_point() else moved

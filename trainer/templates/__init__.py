@@ -4,9 +4,10 @@ from trainer.templates.dataset import DatasetBundle, DatasetFactory
 from trainer.templates.evaluation import Evaluation, EvaluationResult
 from trainer.templates.loss import LossFactory
 from trainer.templates.optim import OptimizerFactory
-from trainer.templates.trainer import ComponentTrainer, NonFiniteGradient, StepOutput, Trainer
+from trainer.templates.trainer import Batch, ComponentTrainer, NonFiniteGradient, Seed, StepOptions, StepOutput, Trainer
 
 __all__ = [
+    "Batch",
     "ComponentTrainer",
     "DatasetBundle",
     "DatasetFactory",
@@ -15,6 +16,8 @@ __all__ = [
     "LossFactory",
     "NonFiniteGradient",
     "OptimizerFactory",
+    "Seed",
+    "StepOptions",
     "StepOutput",
     "Trainer",
 ]

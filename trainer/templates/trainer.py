@@ -1,25 +1,33 @@
-"""Trainer: one batch of normalised float32 tensors -> one update, and the numbers that describe it.
+"""Trainer: one batch on the device -> one update, and the numbers that describe it.
 
 `ComponentTrainer` owns what a step is; a method of the field adds `compute_loss` (and `predict` for its policy).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from model_constructor import ConfigError
+from model_constructor.errors import Problem
+from trainer.distributed import World
+
 Batch = dict[str, Any]  # tensors [B, ...] by key; lists of length B for what is not a number
+SMALLEST_WEIGHT = torch.finfo(torch.float32).tiny  # where nothing of an update is valid, its gradient is 0 / this
+Seed = tuple[int, ...]  # names a random stream: (train.seed, update, rank, micro-batch)
 
 
 @dataclass(frozen=True)
 class StepOutput:
     loss: Tensor  # []
-    metrics: dict[str, Tensor] = field(default_factory=dict)  # each []; for people, never back-propagated
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # each [], a mean over `weight`; never back-propagated
     weight: Tensor | float | None = None  # what this loss is a mean over; the batch size unless said
 
 
@@ -30,7 +38,22 @@ class Trainer(Protocol):
 
 
 class NonFiniteGradient(RuntimeError):
-    """A gradient that is not a number, or infinite: the run stops, the update is not applied on a CPU."""
+    """A gradient that is not a number, or infinite."""
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How the config and the machine want a step to go; `averages` follow each update, `phase` times its parts."""
+
+    precision: str = "fp32"
+    accumulate: int = 1
+    clip_grad_norm: float | None = 1.0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    find_unused_parameters: bool = False
+    world: World = field(default_factory=World)
+    prepare: Callable[[Batch, Seed | None], Batch] = lambda batch, seed: batch
+    after_update: Callable[[], None] = lambda: None
+    phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
 
 
 class ComponentTrainer(ABC):
@@ -48,18 +71,30 @@ class ComponentTrainer(ABC):
         self.optimizers = dict(optimizers)
         self.loss = loss
         self.device = torch.device(device)
-        self.configure_step()
+        self.options = StepOptions()
+        self.step_weight: Tensor | float = 1.0  # of the last update's metrics, on this process
         self._parameters = {
-            name: [parameter for parameter in models[name].parameters() if parameter.requires_grad]
-            for name in self.optimizers
+            name: [one for group in optimizer.param_groups for one in group["params"]]
+            for name, optimizer in self.optimizers.items()
         }
-        self._unread: tuple[Tensor, torch.cuda.Event, Batch] | None = None
+        self._objective: nn.Module = _Objective(models, self.compute_loss)
+        self._unread: tuple[Tensor, torch.cuda.Event, Batch, Seed | None] | None = None
 
-    def configure_step(self, precision: str = "fp32", accumulate: int = 1, clip_grad_norm: float | None = 1.0) -> None:
-        """The config's `train.precision`, `train.accumulate` and `train.clip_grad_norm`."""
-        self.precision = precision
-        self.accumulate = accumulate
-        self.clip_grad_norm = clip_grad_norm
+    def configure_step(self, options: StepOptions) -> None:
+        """Once, before the first step. Several processes: from here on their gradients are averaged."""
+        self.options = options
+        if options.world.size > 1:
+            self._objective = DistributedDataParallel(
+                self._objective,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=options.find_unused_parameters or self._keeps_buckets(options.world),
+            )
+
+    def _keeps_buckets(self, world: World) -> bool:
+        """DDP sorts its buckets anew behind its first update, unless it looks for unused parameters. Three or more
+        processes add up in an order that depends on the place in a bucket: a resumed run would round differently."""
+        return world.size > 2 and (self.device.type == "cpu" or torch.are_deterministic_algorithms_enabled())
 
     @abstractmethod
     def compute_loss(self, batch: Batch) -> StepOutput:
@@ -69,101 +104,164 @@ class ComponentTrainer(ABC):
         """Normalised observations -> a normalised action chunk [B, T, A]."""
         raise NotImplementedError(f"{type(self).__name__} has no `predict`, so no policy can be made of its runs")
 
-    def train_step(self, data: Batch, **kwargs: Any) -> dict[str, Tensor]:
-        self.models.train()
+    def train_step(self, data: Batch, seed: Seed | None = None, **kwargs: Any) -> dict[str, Tensor]:
+        """`data` is this process's part of an update, as the data set gives it; `seed` names its random stream."""
+        if not (self.models.training and all(model.training for model in self.models.values())):
+            self.models.train()  # only then: walking through all modules takes a fiftieth of a small model's step
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        metrics = self._backward(data)
-        metrics["grad_norm"] = self._clip(data)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        return metrics
+        metrics = self._backward(data, seed)
+        with self.options.phase("optimizer"):
+            norms, total_norm = self._clip()
+            if not self._is_sound(norms, data, seed):
+                return {"skipped": torch.ones(())}  # its numbers would spoil the means of the others
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+            self.options.after_update()
+        if self.options.on_nonfinite == "skip":
+            metrics["skipped"] = torch.zeros(())
+        own_norms = {f"grad_norm/{name}": norm for name, norm in zip(self._parameters, norms, strict=True)}
+        return {**metrics, "grad_norm": total_norm, **own_norms}
 
     @torch.no_grad()
     def validation_step(self, data: Batch) -> tuple[Tensor, Tensor]:
         """The loss of one batch in eval mode, and its weight."""
         self.models.eval()
-        output, weight = self._forward(data)
-        return output.loss, weight
+        with self._autocast():
+            output = self.compute_loss(self.options.prepare(data, None))
+        return output.loss, _weight(output, data)
 
     def raise_if_nonfinite(self) -> None:
         """Read the last update's flag, if it was not read yet; whoever saves weights asks first."""
         if self._unread is None:
             return
-        norms, copied, data = self._unread
+        norms, copied, data, seed = self._unread
         self._unread = None
         copied.synchronize()
-        self._refuse_nonfinite(norms, data)
+        if self._nonfinite(norms):
+            raise NonFiniteGradient(self._told(norms, data, seed))
 
-    def _forward(self, data: Batch) -> tuple[StepOutput, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output = self.compute_loss(data)
-        weight = _batch_size(data) if output.weight is None else output.weight
-        return output, torch.as_tensor(weight, dtype=torch.float32, device=output.loss.device)
-
-    def _backward(self, data: Batch) -> dict[str, Tensor]:
-        """Gradients of the whole update: micro-batches count in proportion to their weight."""
-        if self.accumulate == 1:
-            output, _ = self._forward(data)
-            output.loss.backward()
-            return {"loss": output.loss.detach(), **_detached(output.metrics)}
+    def _backward(self, data: Batch, seed: Seed | None) -> dict[str, Tensor]:
+        """Gradients of the whole update: micro-batches and processes count in proportion to their weight."""
+        world, parts = self.options.world, self.options.accumulate
+        alone = parts == 1 and world.size == 1  # then the weight would be multiplied in and divided out again
         sums: dict[str, Tensor] = {}
-        total = torch.zeros((), device=self.device)
-        for micro_batch in _split(data, self.accumulate):
-            output, weight = self._forward(micro_batch)
-            (output.loss * weight).backward()
-            total += weight
-            for name, value in {"loss": output.loss.detach(), **_detached(output.metrics)}.items():
-                sums[name] = sums.get(name, 0.0) + value * weight
-        torch._foreach_div_(self._gradients(), total)
-        return {name: value / total for name, value in sums.items()}
+        self.step_weight = torch.zeros((), device=self.device)
+        for part, micro_batch in enumerate(_split(data, parts)):
+            with self.options.phase("prepare"):
+                batch = self.options.prepare(micro_batch, None if seed is None else (*seed, part))
+            with self._unreduced(part < parts - 1):
+                with self.options.phase("forward"), self._autocast():
+                    loss, metrics, weight = self._objective(batch)
+                with self.options.phase("backward"):
+                    (loss if alone else loss * weight).backward()
+            self.step_weight += weight
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                sums[name] = value if parts == 1 else sums.get(name, 0.0) + value * weight
+        if isinstance(self._objective, DistributedDataParallel):
+            self._refuse_unused(self._objective)
+        if not alone:
+            total = world.sum_(self.step_weight.clone()).clamp_(min=SMALLEST_WEIGHT)
+            torch._foreach_mul_(self._gradients(), world.size / total)  # DDP has divided their sum by the processes
+        weight = self.step_weight.clamp(min=SMALLEST_WEIGHT)
+        return sums if parts == 1 else {name: value / weight for name, value in sums.items()}
 
-    def _clip(self, data: Batch) -> Tensor:
-        """The norm over all components before clipping; stops the run where it is not finite."""
+    def _clip(self) -> tuple[Tensor, Tensor]:
+        """Before clipping: the norm of each component's gradient [C], and that over all of them, which is clipped."""
         own_norms = [get_total_norm(_gradients(own), foreach=True) for own in self._parameters.values()]
-        norms = torch.stack(
-            [norm.to(self.device) for norm in own_norms]
-        )  # a component unused in this step: 0 on the CPU
-        self._check_finite(norms, data)
+        norms = torch.stack([norm.to(self.device) for norm in own_norms])  # of an unused component: 0 on the CPU
         total_norm = torch.linalg.vector_norm(norms)
-        if self.clip_grad_norm is not None:
+        most = self.options.clip_grad_norm
+        is_short = (
+            self.device.type == "cpu" and most is not None and bool(total_norm <= most)
+        )  # reading it is free there
+        if most is not None and not is_short:
             trainable = [parameter for own in self._parameters.values() for parameter in own]
-            clip_grads_with_norm_(trainable, self.clip_grad_norm, total_norm, foreach=True)
-        return total_norm
+            clip_grads_with_norm_(trainable, most, total_norm, foreach=True)
+        return norms, total_norm
 
-    def _check_finite(self, norms: Tensor, data: Batch) -> None:
-        """At once on a CPU; one update late on CUDA, so that the step never waits for the device."""
+    def _is_sound(self, norms: Tensor, data: Batch, seed: Seed | None) -> bool:
+        """`stop` reads the norms at once on a CPU and one update late on CUDA; `skip` reads those of every update."""
         self.raise_if_nonfinite()
-        if norms.device.type == "cpu":
-            return self._refuse_nonfinite(norms, data)
-        copied = torch.cuda.Event()
-        norms = norms.detach().to("cpu", non_blocking=True)
-        copied.record()
-        self._unread = (norms, copied, data)
+        if self.options.on_nonfinite == "stop" and norms.device.type == "cuda":
+            copied = torch.cuda.Event()
+            on_host = norms.to("cpu", non_blocking=True)
+            copied.record()
+            self._unread = (on_host, copied, data, seed)
+            return True
+        if not self._nonfinite(norms):
+            return True
+        message = self._told(norms, data, seed)
+        if self.options.on_nonfinite == "stop":
+            raise NonFiniteGradient(message)
+        self.options.world.say(f"left out: {message}")
+        return False
 
-    def _refuse_nonfinite(self, norms: Tensor, data: Batch) -> None:
-        names = [name for name, norm in zip(self._parameters, norms.tolist(), strict=True) if not _is_finite(norm)]
-        if names:
-            raise NonFiniteGradient(
-                f"the gradient of {', '.join(names)} is not finite; no checkpoint was written after it.\n"
-                f"  The batch holds {_samples(data)}.\n"
-                "  A lower learning rate, a smaller clip_grad_norm or precision: fp32 are what usually helps."
+    def _nonfinite(self, norms: Tensor) -> list[str]:
+        return [name for name, norm in zip(self._parameters, norms.tolist(), strict=True) if norm - norm != 0.0]
+
+    def _told(self, norms: Tensor, data: Batch, seed: Seed | None) -> str:
+        names, samples = ", ".join(self._nonfinite(norms)), self.options.world.gather(_samples(data))
+        when = "" if seed is None else f" in update {seed[1] + 1}"
+        return (
+            f"the gradient of {names} is not finite{when}; the batch holds {'; '.join(samples)}.\n"
+            "  A lower learning rate, a smaller clip_grad_norm or precision: fp32 are what usually helps."
+        )
+
+    def _refuse_unused(self, objective: DistributedDataParallel) -> None:
+        """DistributedDataParallel has reduced only some gradients then, and would say so one update too late."""
+        try:
+            objective._check_reducer_finalized()
+        except RuntimeError as error:
+            unused = [
+                f"{name}.{key}"
+                for name in self._parameters
+                for key, parameter in self.models[name].named_parameters()
+                if parameter.requires_grad and parameter.grad is None
+            ]
+            message = f"{len(unused)} parameters took no part in this update: {', '.join(unused[:8])}"
+            if not unused:
+                message = "some parameters took part in this update's first micro-batches and not in its last one"
+            hint = (
+                "several processes wait for every gradient: set model.find_unused_parameters: true, "
+                "or freeze what the loss does not reach"
             )
+            raise ConfigError(Problem(message, hint=hint)) from error
+
+    def _unreduced(self, is_partial: bool) -> AbstractContextManager[None]:
+        """Gradients travel between the processes once an update, with its last micro-batch."""
+        objective = self._objective
+        if is_partial and isinstance(objective, DistributedDataParallel):
+            return objective.no_sync()
+        return nullcontext()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
 
     def _gradients(self) -> list[Tensor]:
         return [gradient for own in self._parameters.values() for gradient in _gradients(own)]
 
 
+class _Objective(nn.Module):
+    """`compute_loss` as the one module that DistributedDataParallel wraps: a component may be used twice, or not."""
+
+    def __init__(self, models: nn.ModuleDict, compute_loss: Callable[[Batch], StepOutput]) -> None:
+        super().__init__()
+        self.models = models
+        self._compute_loss = compute_loss
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        output = self._compute_loss(batch)
+        return output.loss, {name: value.detach() for name, value in output.metrics.items()}, _weight(output, batch)
+
+
+def _weight(output: StepOutput, batch: Batch) -> Tensor:
+    weight = _batch_size(batch) if output.weight is None else output.weight
+    return torch.as_tensor(weight, dtype=torch.float32, device=output.loss.device).detach()
+
+
 def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-def _detached(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in metrics.items()}
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0.0
 
 
 def _batch_size(data: Batch) -> int:
@@ -173,7 +271,7 @@ def _batch_size(data: Batch) -> int:
 def _split(data: Batch, parts: int) -> Iterator[Batch]:
     size = _batch_size(data) // parts  # the sampler gives batch_size * accumulate, so nothing is left over
     for start in range(0, size * parts, size):
-        yield {key: value[start : start + size] for key, value in data.items()}
+        yield data if parts == 1 else {key: value[start : start + size] for key, value in data.items()}
 
 
 def _samples(data: Batch) -> str:

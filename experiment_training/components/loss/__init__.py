@@ -1,5 +1,5 @@
 """Losses: what a step minimises."""
 
-from experiment_training.components.loss import flow_matching, l2
+from experiment_training.components.loss import act, flow_matching, l2, mixture_of_experts, sinkhorn_knopp
 
-__all__ = ["flow_matching", "l2"]
+__all__ = ["act", "flow_matching", "l2", "mixture_of_experts", "sinkhorn_knopp"]

@@ -1,20 +1,19 @@
 """ScheduledAdamW: AdamW whose learning rate is a pure function of the number of updates done.
 
-`schedule(group)` reads `group["updates"]` and the schedule's own numbers, and gives the values (`lr`, `betas`) of the
-next update. Count and numbers live in `param_groups`, so the optimizer's state dict is the whole schedule.
+Count and numbers of the schedule live in `param_groups`, so the optimizer's state dict is the whole schedule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
 from torch.optim import AdamW
 
-from model_constructor.errors import ConfigError, Problem
+from experiment_training.components.optimizer.groups import Group
 
-Group = dict[str, Any]
+FUSED_DEVICES = {"cpu", "cuda"}  # one kernel for all parameters of a device and dtype
 
 
 class ScheduledAdamW(AdamW):
@@ -24,52 +23,32 @@ class ScheduledAdamW(AdamW):
     turn that into a real update.
     """
 
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter] | Iterable[Group],
-        schedule: Callable[[Group], Mapping[str, Any]],
-        numbers: Mapping[str, Any],
-        **adamw: Any,
-    ) -> None:
-        super().__init__(params, fused=True, **adamw)
-        self._schedule = schedule
+    def __init__(self, groups: list[Group]) -> None:
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        fused = all(one.device.type in FUSED_DEVICES and one.is_floating_point() for one in parameters)
+        super().__init__([{**group, "updates": 0} for group in groups], fused=fused)
         for group in self.param_groups:
-            for name, value in {**numbers, "updates": 0}.items():
-                group.setdefault(name, value)
-            group.update(schedule(group))
+            group.update(self.schedule(group))
+
+    @staticmethod
+    @abstractmethod
+    def schedule(group: Group) -> Mapping[str, Any]:
+        """A group's numbers and its count of `updates` -> its values (`lr`, `betas`) in the next update."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = super().step(closure)
         for group in self.param_groups:
             group["updates"] += 1
-            group.update(self._schedule(group))
+            group.update(self.schedule(group))
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Moments and update counts are those of `state_dict`; every other value stays what this one was made with.
 
-def check(*rules: tuple[bool, str, str]) -> None:
-    """Each rule is (holds, what is wrong, what would be right); all that do not hold are reported together."""
-    if problems := [Problem(message, hint=hint) for holds, message, hint in rules if not holds]:
-        raise ConfigError(problems)
-
-
-def check_numbers(**values: Any) -> None:
-    """Every value is a number or a list of numbers; what is compared afterwards can be compared."""
-    check(
-        *(
-            (_is_number(one), f"{name} is {value!r}", "a number, such as 1.0e-4")
-            for name, value in values.items()
-            for one in (value if isinstance(value, list | tuple) else [value])
-        )
-    )
-
-
-def check_adamw(betas: tuple[float, ...], eps: float, weight_decay: float) -> None:
-    check(
-        (all(0 <= beta < 1 for beta in betas), f"betas are {list(betas)}", "each from 0 to below 1"),
-        (eps > 0, f"eps is {eps}", "above 0"),
-        (weight_decay >= 0, f"weight_decay is {weight_decay}", "0 or above"),
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        So a run that goes on under other numbers follows them from its first update.
+        """
+        made_with = [{key: group[key] for key in group.keys() - {"params", "updates"}} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, values in zip(self.param_groups, made_with, strict=True):
+            group.update(values)
+            group.update(self.schedule(group))

@@ -1,5 +1,5 @@
 """Trainers: what a step minimises, one method of the field per file."""
 
-from experiment_training.components.trainer import flow_matching
+from experiment_training.components.trainer import act, flow_matching
 
-__all__ = ["flow_matching"]
+__all__ = ["act", "flow_matching"]

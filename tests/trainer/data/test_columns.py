@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import default_collate
 
 from model_constructor import ConfigError
-from trainer.data.columns import ColumnDataset, frame_offsets, read_columns
+from trainer.data.columns import ColumnDataset, frame_offsets
+from trainer.data.lerobot_files import read_columns
 
 CHUNK = {"action": range(16), "observation.state": [0]}
 WINDOWS = [
@@ -176,7 +177,6 @@ def move_a_boundary(table):
         (edit_info(features={"action": {"shape": [4]}}), "gives the feature 'action' no dtype"),
         (edit_info(features={"action": {"dtype": "float32", "shape": "wide"}}), "it cannot be read (TypeError"),
         (overwrite_the_middle, "it cannot be read (OSError"),
-        (edit_info(features={"camera": {"dtype": "video", "shape": [8, 8, 3]}}), "holds images or videos (camera)"),
         (edit_info(features={"extra": {"dtype": "float32", "shape": [2]}}), "no column 'extra'"),
         (edit_info(features={"action": {"dtype": "float32", "shape": [3]}}), "'action' does not hold 3 numbers"),
         (remove("data/*/*.parquet"), "there is no parquet file under data/"),
@@ -207,7 +207,7 @@ def test_a_missing_folder_is_named_and_not_created(tmp_path):
     ("windows", "episodes", "message"),
     [
         ({"observation.stat": [0]}, None, "did you mean 'observation.state'?"),
-        ({"note": [0]}, None, "no numeric feature 'note'"),
+        ({"note": [0]}, None, "has no numbers or pictures 'note'"),
         (CHUNK, [0, 5, 7], "has no episode 5, 7\n    its episodes are 0 to 4"),
         (CHUNK, [-1], "has no episode -1"),
         (CHUNK, [], "no episode is chosen"),

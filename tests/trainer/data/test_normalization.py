@@ -15,6 +15,7 @@ from trainer.data.normalization import (
     Normalizer,
     load_stats,
     normalization_modes,
+    read_stats,
     save_stats,
     write_stats_pickle,
 )
@@ -107,6 +108,29 @@ def test_a_lower_floor_or_a_skip_takes_a_dimension_out_of_the_warning():
         Normalizer(stats, normalization_modes({"observation.state": {"floor": 1e-6, "skip": [1]}}, stats))
 
 
+@pytest.mark.parametrize("mode", ["mean_std", "min_max", "quantile"])
+@pytest.mark.parametrize("values", [[3.0] * 100, [0.0] * 100, [0.0] * 99 + [5.0], [1e-30, 0.0], [7e8, 7e8]])
+def test_whatever_the_spread_numbers_stay_finite_and_come_back(mode, values):
+    """Zero spread in every form: a constant, equal quantiles beside an outlier, and what float32 cannot tell apart."""
+    values = np.array(values, dtype=np.float32)[:, None]
+    stats = {"action": statistics(values)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = Normalizer(stats, normalization_modes({"action": mode}, stats))
+    normalized = module.normalize({"action": torch.from_numpy(values)})["action"]
+    assert normalized.isfinite().all()
+    returned = module.denormalize("action", normalized).numpy()
+    assert (np.abs(returned - values) <= 1e-6 * max(1.0, np.abs(values).max())).all()
+
+
+def test_a_value_that_is_no_number_is_not_hidden_and_touches_no_other():
+    """The check of the gradients then stops the run, and names the episode and frame."""
+    values = torch.from_numpy(VALUES[:3].copy())
+    values[1, 2] = torch.nan
+    normalized = normalizer().normalize({"observation.state": values})["observation.state"]
+    assert normalized.isnan().nonzero().tolist() == [[1, 2]]
+
+
 def test_the_statistics_travel_in_the_state_dict():
     module, other = normalizer(), normalizer(mode="min_max")
     other.load_state_dict(module.state_dict())
@@ -130,7 +154,13 @@ def test_keys_that_are_not_named_get_mean_std():
         ("action: {skip: [1]}", "3:20", "a list of dimensions from 0 to 0"),
         ("action: {skip: 0}", "3:20", "skip of 'action' is 0"),
         ("action: {floor: -1}", "3:21", "floor of 'action' is -1"),
-        ("action: 3", "3:13", "a mode (mean_std, min_max, quantile, identity), or a mapping"),
+        ("action: imagenet", "3:13", "'action' is no image"),
+        ("action: {mode: [mean_std]}", "3:20", "unknown normalization mode ['mean_std']"),
+        ("action: {mode: min_max, mean: [0]}", "3:29", "mean of 'action' is read by mean_std alone"),
+        ("action: {mean: [0, 0]}", "3:20", "a list of 1 numbers"),
+        ("action: {std: [0]}", "3:19", "numbers above 0"),
+        ("action: {std: [.nan]}", "3:19", "a list of 1 numbers"),
+        ("action: 3", "3:13", "a mode (mean_std, min_max, quantile, identity, imagenet), or a mapping"),
     ],
 )
 def test_a_wrong_entry_is_explained_at_its_place(tmp_path, text, place, message):
@@ -148,6 +178,73 @@ def test_all_wrong_entries_are_reported_at_once():
     with pytest.raises(ConfigError) as error:
         normalization_modes({"actoin": "identity", "action": {"mode": "x", "skip": [9], "floor": 2}}, STATS)
     assert len(error.value.problems) == 4
+
+
+def test_means_and_deviations_can_be_given_instead_of_the_data_sets():
+    module = normalizer(mean=[1, 2, 3, 4], std=[1, 2, 4, 8])
+    state = module.normalize({"observation.state": torch.ones(2, 4)})["observation.state"]
+    assert state.tolist() == [[0, -0.5, -0.5, -0.375]] * 2
+    halfway = normalizer(mean=[0, 0, 0, 0]).normalize({"observation.state": torch.from_numpy(VALUES)})
+    np.testing.assert_allclose(halfway["observation.state"], VALUES / VALUES.astype(np.float64).std(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("min_max", "min_max of 'action' needs min and max, which the data set does not give"),
+        ("quantile", "it gives mean, std: choose mean_std or identity"),
+    ],
+)
+def test_a_mode_that_needs_a_missing_statistic_is_refused(tmp_path, value, message):
+    (tmp_path / "train.yaml").write_text(f"data: {{normalization: {{action: {value}}}}}\n")
+    config = load_config(tmp_path / "train.yaml")
+    stats = {"action": {"mean": np.zeros(2), "std": np.ones(2)}}
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        normalization_modes(config.data["data"]["normalization"], stats, config)
+    assert "train.yaml:1:32" in str(error.value)
+    assert normalization_modes({}, stats) == {"action": KeyMode("mean_std")}
+
+
+def test_the_default_mode_needs_its_statistics_too():
+    stats = {"action": {"min": np.zeros(2), "max": np.ones(2)}}
+    with pytest.raises(ConfigError, match="mean_std of 'action' needs mean and std"):
+        normalization_modes(None, stats)
+    given = normalization_modes({"action": {"mean": [0, 0], "std": [1, 2]}}, stats)
+    assert given == {"action": KeyMode("mean_std", mean=(0.0, 0.0), std=(1.0, 2.0))}
+    assert normalization_modes({"action": "identity"}, stats) == {"action": KeyMode("identity")}
+
+
+def test_statistics_may_be_lists_arrays_or_tensors():
+    given = {"action": {"mean": [1, 2.5], "std": torch.tensor([0.5, 2.0]), "min": 3.0, "count": np.array([500])}}
+    with pytest.raises(ConfigError, match=re.escape("differ in shape: mean [2], std [2], min [1]")):
+        read_stats(given)
+    del given["action"]["min"]
+    read = read_stats(given)["action"]
+    assert {name: (value.tolist(), value.dtype.kind) for name, value in read.items()} == {
+        "mean": ([1.0, 2.5], "f"),
+        "std": ([0.5, 2.0], "f"),
+        "count": ([500], "i"),
+    }
+    module = Normalizer(read_stats(given), normalization_modes({}, read_stats(given)))
+    assert module.normalize({"action": torch.tensor([[1.5, 4.5]])})["action"].tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("stats", "message"),
+    [
+        ([1, 2], "norm_stats is no mapping"),
+        ({"action": [1, 2]}, "norm_stats is no mapping"),
+        ({"action": {"mean": ["high"], "std": [1]}}, "mean of 'action' is ['high']"),
+        ({"action": {"mean": [[1, 2], [3]], "std": [1]}}, "mean of 'action' is [[1, 2], [3]]"),
+        ({"action": {"mean": [0, np.nan], "std": [1, 1]}}, "mean of 'action' is not finite: [0.0, nan]"),
+        ({"action": {"mean": [0], "std": [np.inf]}}, "std of 'action' is not finite: [inf]"),
+        ({"action": {"mean": [0], "std": [-1]}}, "std of 'action' is below 0"),
+        ({"action": {"min": [1], "max": [0]}}, "min of 'action' is above its max"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(stats, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_stats(stats)
 
 
 def test_the_files_of_statistics_hold_every_digit(tmp_path):

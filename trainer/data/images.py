@@ -1,0 +1,42 @@
+"""Images: the encoded pictures (PNG as a rule) of one column, laid end to end, decoded when asked for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from trainer.data.cameras import channels_first, map_in_threads
+
+
+class EncodedImages:
+    """F pictures as one stream of bytes, which may lie in memory or be mapped from a file.
+
+    Pillow decodes, as in LeRobotDataset, so the pixels are the same; other decoders are at most a tenth faster.
+    """
+
+    def __init__(self, content: Tensor, lengths: Tensor, files: Sequence[Path], first_frames: Sequence[int]) -> None:
+        self.content = content  # [bytes] uint8
+        self.end_F = lengths.cumsum(0)  # [F] where the bytes of each picture end
+        self.files = list(files)
+        self.first_frames = np.array(first_frames)  # of each file
+
+    def read(self, frames: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.stack(map_in_threads(self._decode, frames)))  # [M, C, H, W]
+
+    def file(self, frame: int) -> Path:
+        return self.files[np.searchsorted(self.first_frames, frame, side="right") - 1]
+
+    def _decode(self, frame: int) -> np.ndarray:
+        """[C, H, W], in the colours of the file: nothing is converted."""
+        start = int(self.end_F[frame - 1]) if frame else 0
+        encoded = self.content[start : int(self.end_F[frame])].numpy().tobytes()
+        pixels = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
+        if pixels.dtype != np.uint8:
+            raise ValueError(f"its pixels are {pixels.dtype}; pictures of 8 bits per channel are read here")
+        return channels_first(pixels)

@@ -1,0 +1,70 @@
+"""Validation: held-out frames -> their mean loss, and closed-loop evaluations between updates.
+
+Both use averaged weights where there are any, and leave training's parameters and random streams as they were.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from trainer.build import Run
+from trainer.checkpoint import random_state, set_random_state
+from trainer.data.prefetch import DeviceBatches, build_loader
+from trainer.policy import Policy
+from trainer.templates import ComponentTrainer
+
+
+def validation_batches(run: Run) -> DeviceBatches:
+    """This process's share of the held-out batches, in their order; none where nothing is held out."""
+    data, frames = run.config.experiment.data, range(run.data.held_out)
+    dataset = run.data.dataset if run.data.validation_dataset is None else run.data.validation_dataset
+    order = [list(frames[start : start + data.batch_size]) for start in frames[:: data.batch_size]]
+    own = order[run.world.rank :: run.world.size]
+    return DeviceBatches(build_loader(dataset, own, data, run.device, run.data.updates.seed), run.device)
+
+
+def validate(run: Run, held_out: DeviceBatches) -> float:
+    """Mean loss over the held-out episodes in eval mode, weighted as in training, with the same noise every time."""
+    assert isinstance(run.trainer, ComponentTrainer), "the config's checks refuse it for any other"
+    totals = torch.zeros(2, device=run.device)  # sum of weighted losses, sum of weights
+    run.world.broadcast_(batch_statistics(run.models))
+    with undisturbed(run):
+        for number, batch in enumerate(held_out):
+            torch.manual_seed(run.config.experiment.run_seed + number * run.world.size + run.world.rank)
+            loss, weight = run.trainer.validation_step(batch)
+            totals += torch.stack([loss * weight, weight])
+    loss, weight = run.world.sum_(totals).tolist()
+    return loss / weight
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """The metrics of `train.evaluation`, from the weights at hand; the first process's work, while the others wait."""
+    assert run.evaluation is not None and isinstance(run.trainer, ComponentTrainer)
+    trainer, evaluation = run.trainer, run.evaluation
+
+    def metrics() -> dict[str, float]:
+        policy = Policy(trainer, run.data.prepare, run.data.item_shapes, seed=run.config.experiment.run_seed)
+        return evaluation.evaluate(policy, run.config.save_dir).metrics
+
+    with undisturbed(run):
+        run.models.eval()
+        return run.world.first_decides(metrics)
+
+
+@contextmanager
+def undisturbed(run: Run) -> Iterator[None]:
+    """Inside, averaged weights; behind it, training's own and every random stream where it was."""
+    before = random_state()
+    try:
+        with run.averages.applied():
+            yield
+    finally:
+        set_random_state(before)
+
+
+def batch_statistics(models: nn.ModuleDict) -> list[torch.Tensor]:
+    """Running means and variances that training changes: on a CPU each process has its own; the first one's count."""
+    norms = [one for one in models.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.training]
+    return [buffer for one in norms for buffer in one.buffers()]
