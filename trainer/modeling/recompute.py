@@ -5,13 +5,13 @@ it, with the same dropout, and on the buffers as they were, so that a batch norm
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from model_constructor import ConfigError
 from model_constructor.errors import Problem
@@ -48,9 +48,14 @@ class Recomputed:
         self.block = block
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not any(True for _ in self.block.buffers()):
+        if torch.compiler.is_compiling():
             return checkpoint(self.run, args, kwargs, use_reentrant=False)  # the compiler updates a buffer once
-        return checkpoint(self.run, args, kwargs, use_reentrant=False, context_fn=self.contexts)
+        contexts = self.contexts if any(True for _ in self.block.buffers()) else noop_context_fn
+        computed = Computed(self.run)
+        result = checkpoint(computed, args, kwargs, use_reentrant=False, context_fn=contexts)
+        if computed.error is not None:
+            raise computed.error
+        return result
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return type(self.block).forward(self.block, *args, **kwargs)
@@ -58,6 +63,25 @@ class Recomputed:
     def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """What surrounds the forward pass, and the computation of it again."""
         return nullcontext(), BuffersAsTheyAreNow(self.block)
+
+
+class Computed:
+    """A call that keeps the error of its first pass: one that went through torch's checkpoint would leave its hooks in
+    place, and the next backward pass, whosever, would run into them. Of the second pass torch needs the errors."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run, self._is_first = run, True
+        self.error: Exception | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if not self._is_first:
+            return self._run(*args)
+        self._is_first = False
+        try:
+            return self._run(*args)
+        except Exception as error:
+            self.error = error
+            return None
 
 
 class BuffersAsTheyAreNow(AbstractContextManager):

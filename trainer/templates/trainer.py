@@ -172,9 +172,7 @@ class ComponentTrainer(ABC):
         norms = torch.stack([norm.to(self.device) for norm in own_norms])  # of an unused component: 0 on the CPU
         total_norm = torch.linalg.vector_norm(norms)
         most = self.options.clip_grad_norm
-        is_short = (
-            self.device.type == "cpu" and most is not None and bool(total_norm <= most)
-        )  # reading it is free there
+        is_short = most is not None and self.device.type == "cpu" and bool(total_norm <= most)  # there reading is free
         if most is not None and not is_short:
             trainable = [parameter for own in self._parameters.values() for parameter in own]
             clip_grads_with_norm_(trainable, most, total_norm, foreach=True)

@@ -122,3 +122,6 @@ def test_a_mistake_inside_a_block_is_told_at_its_line(tower: GraphModel, place: 
     with pytest.raises(RuntimeError) as raised:
         tower(torch.ones(4, 8))
     assert "in the outputs of 'layer' (layers[0]), calling q" in raised.value.__notes__[0]
+    weight = torch.ones(3, requires_grad=True)  # what comes after is no business of the block that failed
+    (weight * weight).sum().backward()
+    assert weight.grad.tolist() == [2.0, 2.0, 2.0]
