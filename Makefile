@@ -24,7 +24,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: test
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow --timeout 900
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow or not slow" --fault-table tests/faults

@@ -2,10 +2,12 @@
 
 import os
 import random
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -88,8 +90,10 @@ def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
     train = config.experiment.train
     device = pick_device()
     precision = train.precision or ("bf16" if device.type == "cuda" else "fp32")
+    torch.backends.cudnn.benchmark = True  # convolutions of CUDA try what is fastest for their sizes
     if train.deterministic:
         be_deterministic()
+    seed_everything(config.experiment.seed)  # what a data set's factory draws is equal on all processes and resumes
     data = build_data(config, device, world)
     models = build_components(config).to(device)
     if world.size > 1:
@@ -100,6 +104,10 @@ def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
         warm_start(config, models, optimizers)
     averages = averages_of(config, models, optimizers)
     loss = build_registered(config, LOSS_BUILDER_REGISTRY, train.loss, ("train", "loss")).build().to(device)
+    if learned := [name for name, one in loss.named_parameters() if one.requires_grad]:
+        message = f"the loss '{train.loss.type}' has parameters that no optimizer would train: {', '.join(learned)}"
+        hint = "make them a component with an entry of its own under model.component_optims"
+        raise ConfigError(Problem(message, config.place("train", "loss"), hint))
     trainer = build_trainer(config, models, optimizers, loss, device, world)
     evaluation = None
     if train.evaluation is not None:  # also where it is only asked for after the training: its faults are told now
@@ -136,7 +144,7 @@ def build_data(config: RunConfig, device: torch.device, world: World) -> RunData
     }
     if data.validation is not None:
         opt_params["validation"] = {**data.validation.model_dump(exclude_none=True), "seed": config.experiment.seed}
-    with placed(config.place("data", "datamodule")):
+    with placed(config.place("data", "datamodule"), partial(data_param_place, config)):
         factory = DATASET_BUILDER_REGISTRY.get(data.datamodule.type)()
         params = Params(data.datamodule.params)
         bundle = factory.build(opt_params, params)
@@ -151,12 +159,16 @@ def build_data(config: RunConfig, device: torch.device, world: World) -> RunData
         raise ConfigError(Problem(message, config.place("data", "validation"), "remove data.validation"))
     with placed(config.place("data", "datamodule")):
         stats = read_stats(bundle.get("norm_stats") or {})
+    if validation is not None and not len(validation):
+        message = f"the data set '{data.datamodule.type}' holds nothing out: its validation_dataset is empty"
+        raise ConfigError(Problem(message, config.place("data", "validation"), "hold more out, or remove the key"))
     dataset = bundle["dataset"]
     with placed(config.place("data", "batch_size")):
         updates = update_sampler(config, dataset, world)
         if train.overfit_batches:
             whole = UpdateSampler(updates.size, updates.update_size, updates.seed, epoch_order=updates.epoch_order)
-            first = list(chain.from_iterable(islice(whole, train.overfit_batches)))  # the same on every process
+            count = min(train.overfit_batches, whole.updates_per_epoch)
+            first = list(chain.from_iterable(islice(whole, count)))  # the same on every process
             dataset = Subset(dataset, first)
             updates = update_sampler(config, dataset, world)
     item = dataset[0]
@@ -295,15 +307,25 @@ def build_registered(
 
 
 @contextmanager
-def placed(place: Place | None) -> Iterator[None]:
-    """Problems that a component reports of itself get the place where the config speaks of it."""
+def placed(place: Place | None, of: Callable[[str], Place | None] = lambda message: None) -> Iterator[None]:
+    """Problems that a component reports of itself get the place where the config speaks of it, or `of` the message."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError([Problem(one.message, one.place or place, one.hint) for one in error.problems]) from error
+        problems = [Problem(one.message, one.place or of(one.message) or place, one.hint) for one in error.problems]
+        raise ConfigError(problems) from error
     except Exception as error:
         error.add_note(f"while building what {place or 'the config'} asks for")
         raise
+
+
+def data_param_place(config: RunConfig, message: str) -> Place | None:
+    """The param of the data set that a message speaks of, by its name or by its value."""
+    words = set(re.findall(r"\w+", message))
+    for name, value in config.experiment.data.datamodule.params.items():
+        if name in words or (len(str(value)) > 2 and str(value) in message):
+            return config.place("data", "datamodule", "params", name)
+    return None
 
 
 def planned_updates(config: RunConfig, updates_per_epoch: int) -> int | None:

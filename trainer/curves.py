@@ -28,7 +28,8 @@ def draw(lines: Lines, path: Path, title: str) -> bool:
     validated = points(lines, "validation_loss")
     if validated[0]:
         top.plot(*validated, "o-", color="tab:orange", markersize=3, label="validation loss")
-    top.set(ylabel="loss", title=title)
+    top.set_ylabel("loss")
+    top.set_title(title, parse_math=False)
     set_scale(top, [*losses, *validated[1]])
     for axes, (label, names) in zip(rest, below.items(), strict=True):
         for name, component in names.items():

@@ -1,10 +1,9 @@
 """Facts: what may not change within a run, and what may: a run and the checkpoint it goes on from are compared."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from model_constructor import ConfigError, dump, load_config
 from model_constructor.errors import Place, Problem
@@ -23,13 +22,23 @@ def facts(run: Run) -> dict[str, int | str | bool]:
         "data of fingerprint": run.data.fingerprint,
         **{f"the normalization of {key}": str(how) for key, how in run.data.prepare.normalizer.modes.items()},
         **{f"the optimizer of {name}": optims[name].type for name in run.optimizers},
-        **{f"trained tensors in the component {name}": _trained(one) for name, one in run.models.items()},
+        **{f"the groups of the optimizer of {name}": ", ".join(optims[name].groups) for name in run.optimizers},
+        **{f"trained tensors in the component {name}": _trained(run, name) for name in run.models},
         **{f"averaged weights of the component {name}": name in run.averages.components for name in run.models},
     }
 
 
-def _trained(component: nn.Module) -> int:
-    return sum(parameter.requires_grad for parameter in component.parameters())
+def _trained(run: Run, component: str) -> str:
+    """How many, and which, in the order and the groups in which the optimizer's state counts them."""
+    names = {parameter: name for name, parameter in run.models[component].named_parameters()}
+    groups = run.optimizers[component].param_groups if component in run.optimizers else []
+    order = [[names[parameter] for parameter in group["params"]] for group in groups]
+    return f"{sum(map(len, order))} ({hashlib.sha256(repr(order).encode()).hexdigest()[:8]} by name and group)"
+
+
+def _factors(run: Run) -> str:
+    updates = run.data.updates
+    return f"{updates.batch_size} x {updates.processes} x {updates.accumulate}"
 
 
 def _fact_place(config: RunConfig, fact: str) -> Place | None:
@@ -42,7 +51,7 @@ def _fact_place(config: RunConfig, fact: str) -> Place | None:
         return config.place("model", "component_build_args", fact.rpartition(" ")[2])
     if fact.startswith("averaged weights"):
         return config.place("train", "ema")
-    if fact.startswith("the optimizer"):
+    if fact.startswith(("the optimizer", "the groups")):
         return config.place("model", "component_optims", of)
     if fact.startswith("the normalization"):
         return config.place("data", "normalization", of)
@@ -55,6 +64,10 @@ def fact_problems(run: Run, saved: Mapping[str, int | str]) -> Iterator[Problem]
         if saved.get(name) != given.get(name):
             message = f"the run was trained with {name} {saved.get(name)}, and is to continue with {given.get(name)}"
             hint = "restore it in the config, or start another train.save_dir"
+            if name == "frames per update":
+                hint = (
+                    f"batch_size x processes x accumulate is {_factors(run)} now: the product has to stay {saved[name]}"
+                )
             yield Problem(message, _fact_place(run.config, name), hint)
 
 

@@ -27,10 +27,12 @@ class TrainResult:
     step: int
     metrics: dict[str, float]  # the last logged means
     signal: int | None = None  # SIGINT or SIGTERM, when one of them ended the run early
+    best: Path | None = None  # the checkpoint of the lowest validation loss, with `train.keep_best`
 
     def __str__(self) -> str:
         if self.signal is None:
-            return f"trained {self.step} updates; checkpoint {self.checkpoint}"
+            best = "" if self.best is None else f"; best {self.best}"
+            return f"trained {self.step} updates; checkpoint {self.checkpoint}{best}"
         name = Signals(self.signal).name
         return f"{name}: stopped after update {self.step}; --resume auto continues from {self.checkpoint}"
 
@@ -43,7 +45,7 @@ def train_run(run: Run, progress: Progress) -> TrainResult:
     with ExitStack() as open_:
         open_.enter_context(updates_noted(progress))
         received = open_.enter_context(interruptions())
-        run_dir = open_.enter_context(run_folder(run))
+        run_dir = open_.enter_context(run_folder(run, progress))
         watch = open_.enter_context(closing(Watch(run, progress)))
         agreement = open_.enter_context(closing(Agreement(run.world)))
         batches = iter(open_.enter_context(training_batches(run, progress.step)))
@@ -81,10 +83,12 @@ def train_run(run: Run, progress: Progress) -> TrainResult:
                 with run.timer("save"):
                     if isinstance(run.trainer, ComponentTrainer):
                         run.trainer.raise_if_nonfinite()
-                    watch.before_save(is_last=over)
+                    watch.before_save()
                     checkpoint = save(run, progress, is_best)
+                    watch.after_save(is_last=over)
     assert checkpoint is not None, "the last update is always saved"
-    return TrainResult(run_dir, checkpoint.path, progress.step, watch.last, signal or None)
+    best = None if progress.best is None else run_dir / progress.best
+    return TrainResult(run_dir, checkpoint.path, progress.step, watch.last, signal or None, best)
 
 
 @contextmanager

@@ -168,7 +168,7 @@ class ProgressBar:
         self._bar: tqdm | None = None
         if is_screen():
             counted = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {remaining}" if total else "{n_fmt} {elapsed}"
-            shown = f"{name[:8]} " + counted + "{postfix}"
+            shown = name[:8].replace("{", "{{").replace("}", "}}") + " " + counted + "{postfix}"
             self._bar = tqdm(initial=step, total=total, bar_format=shown, dynamic_ncols=True)
 
     def advance(self) -> None:
@@ -184,6 +184,13 @@ class ProgressBar:
             every = self._total / PLAIN_LINES if self._total else math.inf
             self._next_line = (self._step + every, time.monotonic() + PLAIN_SECONDS)
             print(f"step {self._step}{f'/{self._total}' if self._total else ''}  {text}", flush=True)
+
+    def tell(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -20,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="build everything, run one step, write nothing")
     parser.add_argument("--resume", default="none", metavar="none|auto|PATH")
     given = parser.parse_args(arguments)
+    if given.dry_run and given.resume != "none":
+        parser.error("--dry-run shows a run from its beginning: leave --resume out")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin starve each other beside another process
     try:
         return run(given)

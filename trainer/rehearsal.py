@@ -1,5 +1,6 @@
 """Rehearsal: one loss before anything is written. What does not fit is a message, and leaves no run folder behind."""
 
+import copy
 import linecache
 import re
 import traceback
@@ -13,6 +14,7 @@ from model_constructor.errors import Place, Problem
 from trainer.build import Run
 from trainer.checkpoint import random_state, set_random_state
 from trainer.data.prefetch import DeviceBatches, build_loader
+from trainer.state import own_state, set_own_state
 from trainer.templates import ComponentTrainer
 
 
@@ -21,7 +23,7 @@ def try_one_batch(run: Run) -> None:
     if not isinstance(run.trainer, ComponentTrainer):
         return  # its only step is one that trains
     data = run.config.experiment.data.model_copy(update={"num_workers": 0})
-    before = random_state()
+    before = random_state(), copy.deepcopy(own_state(run))
     try:
         order = [list(range(min(data.batch_size, run.data.updates.size)))]
         batch = next(iter(DeviceBatches(build_loader(run.data.dataset, order, data, run.device, 0), run.device)))
@@ -38,7 +40,8 @@ def try_one_batch(run: Run) -> None:
         hint = "\n".join([*getattr(error, "__notes__", ()), told])  # the notes name the node and what it read
         raise ConfigError(Problem(message, yaml_place(error) or run.config.place("train", "trainer"), hint)) from error
     finally:
-        set_random_state(before)
+        set_random_state(before[0])
+        set_own_state(run, before[1])
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from trainer.distributed import first_disagreement
 from trainer.environment import write_environment
 from trainer.facts import config_differences, fact_problems, facts, model_problems, spec_text
 from trainer.metrics import MetricWindow, read_metrics
+from trainer.modeling.warm_start import refuse_other_shapes
 
 ENVIRONMENT = "environment.json"  # the first file of every run folder: what tells ours from any other
 
@@ -46,6 +47,11 @@ class Progress:
     best_loss: float = math.inf  # of all validations so far
     best: str | None = None  # the checkpoint that was saved with it
     window: MetricWindow = field(default_factory=MetricWindow)
+    known: frozenset[str] = frozenset()  # the checkpoints that the run's folder held when its start was chosen
+
+
+def known_checkpoints(config: RunConfig) -> frozenset[str]:
+    return frozenset(path.name for path in checkpoint_folders(config.save_dir))
 
 
 def choose_start(config: RunConfig, resume: str) -> Checkpoint | None:
@@ -113,9 +119,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> Progress:
     for name in run.optimizers:
         _load_optimizer(run, name, checkpoint.tensors(f"{name}_opt"), state["optimizer_params"][name])
     run.averages.load_state_dict(state["averages"])
-    run.loss.load_state_dict(state["loss"])
-    if hasattr(run.trainer, "load_state_dict"):
-        run.trainer.load_state_dict(state["trainer"])
+    set_own_state(run, state)
     progress = Progress(state["step"], state["seconds"], state["best_loss"], state["best"])
     if len(state["processes"]) == run.world.size:
         own = state["processes"][run.world.rank]
@@ -124,6 +128,19 @@ def restore(run: Run, checkpoint: Checkpoint) -> Progress:
     else:  # the order of the samples goes on; the streams of other processes cannot
         seed_everything(run.config.experiment.run_seed, progress.step, run.world.rank)
     return progress
+
+
+def own_state(run: Run) -> dict[str, Any]:
+    """What the loss and the trainer keep from update to update."""
+    trainer: Any = run.trainer
+    return {"loss": run.loss.state_dict(), "trainer": trainer.state_dict() if hasattr(trainer, "state_dict") else {}}
+
+
+def set_own_state(run: Run, state: Mapping[str, Any]) -> None:
+    trainer: Any = run.trainer
+    run.loss.load_state_dict(state["loss"])
+    if hasattr(trainer, "load_state_dict"):
+        trainer.load_state_dict(state["trainer"])
 
 
 def save(run: Run, progress: Progress, is_best: bool = False) -> Checkpoint:
@@ -163,8 +180,7 @@ def _write(run: Run, progress: Progress, processes: list[dict[str, Any]], is_bes
         "images": run.data.prepare.images,
         "processes": processes,
         "averages": run.averages.state_dict(),
-        "loss": run.loss.state_dict(),
-        "trainer": run.trainer.state_dict() if hasattr(run.trainer, "state_dict") else {},
+        **own_state(run),
     }
     texts = {f"{component}.yaml": spec_text(module) for component, module in run.models.items()}
     checkpoint = write_checkpoint(run.config.save_dir, name, progress.step, tensors, texts, progress.best)
@@ -190,19 +206,21 @@ def complete_last_save(run: Run, progress: Progress, last: Checkpoint) -> None:
 
 
 @contextmanager
-def run_folder(run: Run) -> Iterator[Path]:
+def run_folder(run: Run, progress: Progress) -> Iterator[Path]:
     """The run's folder with its run-level files, held by this run alone until it ends."""
     run_dir = run.config.save_dir
     with ExitStack() as held:
-        run.world.first_decides(lambda: _open_run_folder(run, held))
+        run.world.first_decides(lambda: _open_run_folder(run, progress, held))
         yield run_dir
 
 
-def _open_run_folder(run: Run, held: ExitStack) -> None:
+def _open_run_folder(run: Run, progress: Progress, held: ExitStack) -> None:
     run_dir = run.config.save_dir
     with at_save_dir(run.config):
         run_dir.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(run_dir))
+        if known_checkpoints(run.config) != progress.known:
+            raise CheckpointError(f"another run was at work in {run_dir} while this one was built; start again")
         remove_leftovers(run_dir)
         write_environment(run, run_dir / ENVIRONMENT)
         replace_text(run_dir / "config.yaml", run.config.source.text)
@@ -219,6 +237,7 @@ def _load_optimizer(run: Run, name: str, state: dict[str, Any], params: Mapping[
     changed = [key for key in params.keys() | given.keys() if params.get(key) != given.get(key)]
     configured = [{key: group[key] for key in changed if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    refuse_other_shapes(optimizer)
     for group, values in zip(optimizer.param_groups, configured, strict=True):
         group.update(values)
 

@@ -16,7 +16,7 @@ from trainer.distributed import World, processes
 from trainer.loop import TrainResult, has_done_all, is_late, train_run
 from trainer.rehearsal import out_of_memory_told, try_one_batch
 from trainer.signals import leave_in_peace
-from trainer.state import Progress, choose_start, complete_last_save, restore
+from trainer.state import Progress, choose_start, complete_last_save, known_checkpoints, restore
 from trainer.templates import NonFiniteGradient
 
 
@@ -32,9 +32,10 @@ def run_training(
     config: str | Path | Mapping[str, Any], overrides: Sequence[str], resume: str, world: World
 ) -> TrainResult:
     run_config = load_run_config(config, overrides)
-    start = world.first_decides(lambda: choose_start(run_config, resume))
+    start, known = world.first_decides(lambda: (choose_start(run_config, resume), known_checkpoints(run_config)))
     run = build_run(run_config, world, is_resumed=start is not None)
     progress = Progress() if start is None else restore(run, start)
+    progress.known = known
     if start is not None and (has_done_all(run, progress) or is_late(run, progress)):
         world.first_decides(lambda: complete_last_save(run, progress, start))
         world.say(f"{run_config.save_dir} is trained already: {progress.step} updates, {start.path}")

@@ -3,16 +3,19 @@
 Both use averaged weights where there are any, and leave training's parameters and random streams as they were.
 """
 
+import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from trainer.build import Run
+from trainer.build import Run, seed_everything
 from trainer.checkpoint import random_state, set_random_state
 from trainer.data.prefetch import DeviceBatches, build_loader
 from trainer.policy import Policy
+from trainer.state import own_state, set_own_state
 from trainer.templates import ComponentTrainer
 
 
@@ -32,11 +35,11 @@ def validate(run: Run, held_out: DeviceBatches) -> float:
     run.world.broadcast_(batch_statistics(run.models))
     with undisturbed(run):
         for number, batch in enumerate(held_out):
-            torch.manual_seed(run.config.experiment.run_seed + number * run.world.size + run.world.rank)
+            seed_everything(run.config.experiment.run_seed, number * run.world.size + run.world.rank)
             loss, weight = run.trainer.validation_step(batch)
             totals += torch.stack([loss * weight, weight])
     loss, weight = run.world.sum_(totals).tolist()
-    return loss / weight
+    return loss / weight if weight else math.nan
 
 
 def evaluate(run: Run) -> dict[str, float]:
@@ -55,13 +58,14 @@ def evaluate(run: Run) -> dict[str, float]:
 
 @contextmanager
 def undisturbed(run: Run) -> Iterator[None]:
-    """Inside, averaged weights; behind it, training's own and every random stream where it was."""
-    before = random_state()
+    """Inside, averaged weights; behind it, training's own, every random stream, and what loss and trainer keep."""
+    before = random_state(), copy.deepcopy(own_state(run))
     try:
         with run.averages.applied():
             yield
     finally:
-        set_random_state(before)
+        set_random_state(before[0])
+        set_own_state(run, before[1])
 
 
 def batch_statistics(models: nn.ModuleDict) -> list[torch.Tensor]:

@@ -57,13 +57,26 @@ class Watch:
         """Numbers that belong to this moment, not to the updates since the last line."""
         self.last |= metrics
         self._write(progress, metrics)
+        if self._bar is not None:
+            self._bar.tell(
+                f"step {progress.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            )
 
-    def before_save(self, is_last: bool) -> None:
-        """The lines up to a checkpoint outlive whatever it outlives; and a long run is looked at before its end."""
+    def before_save(self) -> None:
+        """The lines up to a checkpoint outlive whatever it outlives."""
         if self._lines is not None:
             self._lines.flush_to_disk()
-            every_s = 0.0 if is_last else DRAW_EVERY_S
+
+    def after_save(self, is_last: bool) -> None:
+        """A long run is looked at before its end; a picture that cannot be drawn costs a line, not the run."""
+        if self._lines is None:
+            return
+        every_s = 0.0 if is_last else DRAW_EVERY_S
+        try:
             draw_curves(self._run.config.save_dir, self._run.config.name, at_most_every_s=every_s)
+        except Exception as error:  # whatever matplotlib raises
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self._run.world.say(f"warning: loss.png was not drawn ({why})")
 
     def close(self) -> None:
         self._opened.close()
@@ -85,6 +98,8 @@ class Watch:
     def _write(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         if self._lines is None:
             return
+        if taken := {"step", "epoch"} & metrics.keys():
+            raise ValueError(f"the trainer gives a metric called {' and '.join(taken)}, as each line's own number is")
         epoch = round(progress.step / self._run.updates_per_epoch, 4)
         line = {"step": progress.step, "epoch": epoch, **metrics}
         self._lines.write(line)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model_constructor import ConfigError
@@ -79,6 +79,7 @@ def _load_optimizer(config: RunConfig, name: str, optimizer: Optimizer, path: Pa
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
+        refuse_other_shapes(optimizer)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         hint = f"begin without it: remove the file, or give {name} the groups that it was saved with"
         message = f"component '{name}': {path} is of another optimizer, or of other parameter groups: {error}"
@@ -87,6 +88,14 @@ def _load_optimizer(config: RunConfig, name: str, optimizer: Optimizer, path: Pa
     keywords = inspect.signature(OPTIMIZER_BUILDER_REGISTRY.get(kind)).parameters
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own if "updates" in own else _only(own, keywords))
+
+
+def refuse_other_shapes(optimizer: Optimizer) -> None:
+    """torch counts parameters and does not look at them: a fused kernel would write behind a moment's end."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"{name} is {list(value.shape)}, its parameter {list(parameter.shape)}")
 
 
 def _only(settings: dict[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,12 @@ class StepOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)  # each [], a mean over `weight`; never back-propagated
     weight: Tensor | float | None = None  # what this loss is a mean over; the batch size unless said
 
+    def __post_init__(self) -> None:
+        for name, value in {"loss": self.loss, **self.metrics}.items():
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+                raise ValueError(f"'{name}' of a StepOutput is a tensor of one number; this one is of {found}")
+
 
 class Trainer(Protocol):
     """The least a trainer is: built from models, optimizers, loss and device; one call is one update."""
@@ -106,14 +112,16 @@ class ComponentTrainer(ABC):
 
     def train_step(self, data: Batch, seed: Seed | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """`data` is this process's part of an update, as the data set gives it; `seed` names its random stream."""
-        if not (self.models.training and all(model.training for model in self.models.values())):
-            self.models.train()  # only then: walking through all modules takes a fiftieth of a small model's step
+        self._to_train_mode()
+        kept = self._buffers() if self.options.on_nonfinite == "skip" else []
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         metrics = self._backward(data, seed)
         with self.options.phase("optimizer"):
             norms, total_norm = self._clip()
             if not self._is_sound(norms, data, seed):
+                for buffer, before in kept:  # batch statistics among them
+                    buffer.copy_(before)
                 return {"skipped": torch.ones(())}  # its numbers would spoil the means of the others
             for optimizer in self.optimizers.values():
                 optimizer.step()
@@ -127,6 +135,7 @@ class ComponentTrainer(ABC):
     def validation_step(self, data: Batch) -> tuple[Tensor, Tensor]:
         """The loss of one batch in eval mode, and its weight."""
         self.models.eval()
+        self.loss.eval()
         with self._autocast():
             output = self.compute_loss(self.options.prepare(data, None))
         return output.loss, _weight(output, data)
@@ -146,6 +155,7 @@ class ComponentTrainer(ABC):
         world, parts = self.options.world, self.options.accumulate
         alone = parts == 1 and world.size == 1  # then the weight would be multiplied in and divided out again
         sums: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}  # of the parts that gave a metric
         self.step_weight = torch.zeros((), device=self.device)
         for part, micro_batch in enumerate(_split(data, parts)):
             with self.options.phase("prepare"):
@@ -158,13 +168,15 @@ class ComponentTrainer(ABC):
             self.step_weight += weight
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 sums[name] = value if parts == 1 else sums.get(name, 0.0) + value * weight
+                weights[name] = weights.get(name, 0.0) + weight
         if isinstance(self._objective, DistributedDataParallel):
             self._refuse_unused(self._objective)
         if not alone:
             total = world.sum_(self.step_weight.clone()).clamp_(min=SMALLEST_WEIGHT)
             torch._foreach_mul_(self._gradients(), world.size / total)  # DDP has divided their sum by the processes
-        weight = self.step_weight.clamp(min=SMALLEST_WEIGHT)
-        return sums if parts == 1 else {name: value / weight for name, value in sums.items()}
+        if parts == 1:
+            return sums
+        return {name: value / weights[name].clamp(min=SMALLEST_WEIGHT) for name, value in sums.items()}
 
     def _clip(self) -> tuple[Tensor, Tensor]:
         """Before clipping: the norm of each component's gradient [C], and that over all of them, which is clipped."""
@@ -225,6 +237,16 @@ class ComponentTrainer(ABC):
                 "or freeze what the loss does not reach"
             )
             raise ConfigError(Problem(message, hint=hint)) from error
+
+    def _to_train_mode(self) -> None:
+        """Only where it is needed: walking through all modules takes a fiftieth of a small model's step."""
+        if not all(one.training for one in (self.models, self.loss, *self.models.values())):
+            self.models.train()
+            self.loss.train()
+
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Every buffer of models and loss, and a copy of what it holds."""
+        return [(one, one.clone()) for module in (self.models, self.loss) for one in module.buffers()]
 
     def _unreduced(self, is_partial: bool) -> AbstractContextManager[None]:
         """Gradients travel between the processes once an update, with its last micro-batch."""

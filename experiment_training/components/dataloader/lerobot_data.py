@@ -111,6 +111,12 @@ def _read(opt_params: Mapping[str, Any], params: Mapping[str, Any]) -> _Part:
     )
 
 
+def _twice(entries: Sequence[Mapping[str, Any]]) -> str:
+    """A data set that two entries read; empty if there is none."""
+    names = [str(entry.get("root") or entry.get("repo_id")) for entry in entries]
+    return next((name for name in names if names.count(name) > 1), "")
+
+
 def _read_all(opt_params: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[list[_Part], list[float]]:
     """Each set of `datasets` with its weight; problems of all of them together."""
     check_params(FACTORY, params, {**PARAMS, "datasets": SETS}, needed=())
@@ -119,6 +125,9 @@ def _read_all(opt_params: Mapping[str, Any], params: Mapping[str, Any]) -> tuple
         hint = "hold out a fraction of each: data.validation.fraction"
         problems.append(Problem("data.validation names episodes, and several data sets have them", hint=hint))
     common = {name: value for name, value in params.items() if name != "datasets"}
+    if opt_params.get("validation") and (twice := _twice([{**common, **entry} for entry in params["datasets"]])):
+        hint = "hold nothing out, or list it once: what one entry holds out, the other would train on"
+        problems.append(Problem(f"datasets names {twice} twice, and data.validation is given", hint=hint))
     parts: list[_Part] = []
     for number, entry in enumerate(params["datasets"]):
         given = {**common, **entry}
