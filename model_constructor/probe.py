@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sizes import PROBES, Probes, Symbols
+from .sizes import PROBES, STEPS, Probes, Symbols
 
-MAX_CHOICES = 300  # of sizes that are tried for a call that fails
+MAX_CHOICES = 300  # of sizes that are tried for a call that fails,
+MAX_AGAIN = 30  # and where the run of another table has tried so many before
+MAX_UNSURE = 3  # tensors for which every combination of dtypes is tried
 MAX_LISTS = 40  # of numbers, that are compared for them
 MAX_TARGETS = 60  # single numbers
 MAX_SIZE = 2**24  # of a symbol
@@ -203,7 +205,8 @@ class _Doubt:
             return UNKNOWN
         unsure = {id(leaf): leaf for leaf in found if isinstance(leaf, Probed) and leaf.is_tensor and not leaf.sure}
         ways: dict[str, dict[int, torch.dtype]] = {}  # other dtypes, by what they fail with
-        for dtypes in itertools.product((None, *_DTYPES), repeat=min(len(unsure), 4)):
+        tried = min(len(unsure), MAX_UNSURE if self._is_first else 1)
+        for dtypes in itertools.product((None, *_DTYPES), repeat=tried):
             changed = {leaf: dtype for leaf, dtype in zip(unsure, dtypes, strict=False) if dtype}
             try:
                 return joined(tuple(self._given(_taken(probe), changed) for probe in range(PROBES)), sure=False)
@@ -218,6 +221,10 @@ class _Doubt:
                     }
                     return Undecided(changed)
         return Failure(self._reason())
+
+    @property
+    def _is_first(self) -> bool:
+        return self.symbols.table == STEPS[0]
 
     def _given(self, taken: Callable[[Any], Any], dtypes: Mapping[int, torch.dtype]) -> Any:
         """The call with other values for its leaves."""
@@ -263,7 +270,7 @@ class _Doubt:
         solved = (self._solved(choice, names, lists[:MAX_LISTS], targets) for choice in (start, *alike))
         seen: set[tuple[int, ...]] = set()
         for choice in itertools.chain(next(solved), alike, itertools.chain.from_iterable(solved)) if names else ():
-            if len(seen) == MAX_CHOICES:
+            if len(seen) == (MAX_CHOICES if self._is_first else MAX_AGAIN):
                 return
             if tuple(choice.values()) not in seen:
                 seen.add(tuple(choice.values()))

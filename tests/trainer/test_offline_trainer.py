@@ -79,7 +79,7 @@ def test_a_signal_saves_says_so_in_one_line_and_ends(config: Path, number: int, 
 def test_a_second_ctrl_c_ends_at_once(config: Path, project: Path) -> None:
     (project / "slow_plugin.py").write_text(
         "import time, toy_plugin\nstep = toy_plugin.ToyTrainer.train_step\n"
-        "def slow(self, data):\n    metrics = step(self, data)\n    print('stepping', flush=True)\n    time.sleep(60)\n"
+        "def slow(self, *given):\n    metrics = step(self, *given)\n    print('stepping', flush=True)\n    time.sleep(60)\n"
         "    return metrics\ntoy_plugin.ToyTrainer.train_step = slow\n"
     )
     process = start(config, "--set", "plugins=[toy_plugin, slow_plugin]", paths=project, until="stepping")
