@@ -22,7 +22,6 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.dry_run and given.resume != "none":
         parser.error("--dry-run shows a run from its beginning: leave --resume out")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin starve each other beside another process
     try:
         return run(given)
     except KeyboardInterrupt:

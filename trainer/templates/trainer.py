@@ -114,8 +114,9 @@ class ComponentTrainer(ABC):
         """`data` is this process's part of an update, as the data set gives it; `seed` names its random stream."""
         self._to_train_mode()
         kept = self._buffers() if self.options.on_nonfinite == "skip" else []
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        with self.options.phase("optimizer"):
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
         metrics = self._backward(data, seed)
         with self.options.phase("optimizer"):
             norms, total_norm = self._clip()

@@ -21,7 +21,6 @@ marks, bound = Marks(), []
 
 def main() -> None:
     result, config = sys.argv[1:]
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as offline_trainer does, before torch is imported
     from trainer import watch
     from trainer.config import load_run_config
     from trainer.metrics import read_metrics
