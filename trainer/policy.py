@@ -1,6 +1,7 @@
 """Policy: a run folder or a checkpoint -> an object that turns one raw observation into one action."""
 
 import json
+import time
 import warnings
 from collections import deque
 from collections.abc import Mapping
@@ -22,11 +23,13 @@ from trainer.data.augmentation import Augmentation
 from trainer.data.normalization import KeyMode, Normalizer, read_stats
 from trainer.data.preparation import Preparation
 from trainer.distributed import World
+from trainer.execution import execution
 from trainer.modeling import apply_build_args
 from trainer.registry import LOSS_BUILDER_REGISTRY
 from trainer.templates import ComponentTrainer
 
 PAD = "_is_pad"
+LATENCIES = 100_000  # the newest are kept
 
 
 class Policy:
@@ -39,13 +42,17 @@ class Policy:
         self._device = trainer.device
         self._shapes = {key: shape for key, shape in item_shapes.items() if key != "action"}
         self._windowed = {key for key in self._shapes if f"{key}{PAD}" in self._shapes}
+        self._seed = seed
+        self.latencies_ms: deque[float] = deque(maxlen=LATENCIES)  # of each `select_action` that predicted a chunk
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self.reset()
 
-    def reset(self) -> None:
-        """A new episode: nothing is remembered of the last one."""
+    def reset(self, seed: int | None = None) -> None:
+        """A new episode: nothing is remembered of the last one. With a `seed`, all that is drawn depends on it alone."""
+        if seed is not None:
+            self._generator.manual_seed(int(np.random.SeedSequence([self._seed, seed]).generate_state(1)[0]))
         self._history = {key: deque(maxlen=self._shapes[key][0]) for key in self._windowed}
-        self._chunk: deque[np.ndarray] = deque()
+        self._execution = execution(self._trainer.execute_steps, self._trainer.ensemble_decay)
 
     @torch.inference_mode()
     def select_action(self, observation: Mapping[str, np.ndarray | str]) -> np.ndarray:
@@ -53,13 +60,17 @@ class Policy:
 
         Texts (a task's name) are passed on as they are; other keys that the data set does not have are ignored.
         """
+        began = time.perf_counter()
         values = {key: self._read(key, value) for key, value in observation.items() if key in self._shapes}
         for key in self._windowed & values.keys():
             self._history[key].append(values[key])
-        if not self._chunk:
-            texts = {key: [one] for key, one in observation.items() if isinstance(one, str) and key not in values}
-            self._chunk.extend(self._predict(values, texts))
-        return self._chunk.popleft()
+        if not self._execution.needs_chunk:
+            return self._execution.action()
+        texts = {key: [one] for key, one in observation.items() if isinstance(one, str) and key not in values}
+        self._execution.add(self._predict(values, texts))
+        action = self._execution.action()
+        self.latencies_ms.append(1e3 * (time.perf_counter() - began))  # the chunk is on the host: the device is done
+        return action
 
     def _predict(self, values: dict[str, Tensor], texts: dict[str, list[str]]) -> np.ndarray:
         """A chunk of actions [T, A]."""
@@ -78,8 +89,7 @@ class Policy:
             raise KeyError(
                 f"the policy reads {error}; the observation holds {', '.join(values) or 'none of its keys'}"
             ) from error
-        actions = self._prepare.normalizer.denormalize("action", actions)[0, : self._trainer.execute_steps]
-        return actions.float().cpu().numpy()
+        return self._prepare.normalizer.denormalize("action", actions)[0].float().cpu().numpy()
 
     def _window(self, key: str) -> tuple[Tensor, Tensor]:
         """The history [H, D], oldest first; before the episode's first frame stand copies of it, marked as padding."""
@@ -127,9 +137,9 @@ def load_policy(run_or_checkpoint: str | Path, device: torch.device | str | None
     train = config.experiment.train
     loss = build_registered(config, LOSS_BUILDER_REGISTRY, train.loss, ("train", "loss")).build().to(device)
     trainer = build_trainer(config, models, {}, loss, device, World())
-    if not isinstance(trainer, ComponentTrainer):
+    if not isinstance(trainer, ComponentTrainer) or type(trainer).predict is ComponentTrainer.predict:
         raise TypeError(
-            f"trainer '{train.trainer.type}' has no `predict`: only a ComponentTrainer's run makes a policy"
+            f"trainer '{train.trainer.type}' has no `predict`: only the run of a ComponentTrainer with one makes a policy"
         )
     state = checkpoint.tensors("training_state")
     if not {"statistics", "normalization", "item_shapes", "images"} <= state.keys():

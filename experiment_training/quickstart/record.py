@@ -1,6 +1,7 @@
 """Record: the scripted expert of Meta-World -> demonstrations, as a LeRobot v3 data set on disk.
 
-python -m experiment_training.quickstart.record [--root FOLDER] [--episodes 50] [--seed 0] [--noise 0.1]
+python -m experiment_training.quickstart.record [--root FOLDER] [--task pick-place-v3] [--episodes 50] [--seed 0]
+    [--noise 0.1] [--image-size 64] [--processes 2]
 """
 
 import argparse
@@ -11,32 +12,31 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiment_training.components.evaluation.episode import (
     CONTROL_RATE_HZ,
     HELD_OUT_SEED,
-    PLACEMENTS_PER_SEED,
+    IMAGE,
+    PROPRIO,
     STATE,
     Episode,
-    make_environment,
-    placements,
-    run_episode,
+    check_task,
     simulator,
 )
+from experiment_training.components.evaluation.rollouts import Rollouts
+from model_constructor import ConfigError
 
 TASK = "pick-place-v3"
-REPO_ID = "local/pick_place"
 MAX_STEPS = 250
 LINGER = 10  # steps recorded after success, so that the policy also learns to stay at the goal
 ATTEMPTS = 10
 SUMMARY = "recording.json"  # written last: a folder that has it is a whole recording
-FEATURES = {
-    STATE: {"dtype": "float32", "shape": (39,), "names": None},
-    "action": {"dtype": "float32", "shape": (4,), "names": ["x", "y", "z", "gripper"]},
-}
+ACTION = {"dtype": "float32", "shape": (4,), "names": ["x", "y", "z", "gripper"]}
 
 
 class RecordingError(Exception):
@@ -44,7 +44,7 @@ class RecordingError(Exception):
 
 
 class Expert:
-    """The policy that the package ships, as an `Actor`."""
+    """The policy that the package ships, as an `Actor`. It sees the whole state."""
 
     def __init__(self, task: str) -> None:
         simulator()
@@ -53,58 +53,83 @@ class Expert:
         warnings.filterwarnings("ignore", message="Constant.s. may be too high")  # it says so at every strong action
         self.policy = ENV_POLICY_MAP[task]()
 
-    def reset(self) -> None: ...
+    def reset(self, seed: int | None = None) -> None: ...
 
     def select_action(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         return self.policy.get_action(observation[STATE].astype(np.float64))
 
 
-def record(root: Path, episodes: int = 50, seed: int = 0, noise: float = 0.1) -> str:
+@dataclass(frozen=True)
+class Recording:
+    """What is recorded; `noise` moves what is executed, and what is kept is the expert's answer to where that led."""
+
+    episodes: int = 50
+    task: str = TASK
+    seed: int = 0  # of the placements and of the noise
+    noise: float = 0.1  # standard deviation
+    image_size: int | None = None  # pixels; None: the whole state and no images
+
+    @property
+    def features(self) -> dict[str, dict[str, Any]]:
+        if self.image_size is None:
+            return {STATE: {"dtype": "float32", "shape": (39,), "names": None}, "action": ACTION}
+        picture = {
+            "dtype": "image",
+            "shape": (self.image_size, self.image_size, 3),
+            "names": ["height", "width", "channels"],
+        }
+        return {STATE: {"dtype": "float32", "shape": (4,), "names": None}, IMAGE: picture, "action": ACTION}
+
+    def frames(self, episode: Episode) -> Iterator[dict[str, Any]]:
+        """Rows of the data set."""
+        for step, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):
+            if episode.images is None:
+                yield {STATE: state, "action": action, "task": self.task}
+            else:
+                yield {STATE: state[PROPRIO], IMAGE: episode.images[step], "action": action, "task": self.task}
+
+
+def record(root: Path, recording: Recording, processes: int = 1) -> str:
     """Record into `root`, or find there what was asked for; returns one line that says which."""
-    if seed == HELD_OUT_SEED:
-        raise RecordingError(f"seed {seed} draws the placements held out for the evaluation: choose another seed")
-    settings = {"task": TASK, "episodes": episodes, "seed": seed, "noise": noise}
+    if recording.seed == HELD_OUT_SEED:
+        message = f"seed {recording.seed} draws the placements held out for the evaluation: choose another seed"
+        raise RecordingError(message)
+    check_task(recording.task)
+    settings = asdict(recording)
     _remove_abandoned(root)
     if root.exists():
         frames = _recorded_frames(root, settings)
-        return f"demonstrations: {episodes} episodes, {frames} frames, reused from {root}"
+        return f"demonstrations: {recording.episodes} episodes, {frames} frames, reused from {root}"
 
     root.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _unfinished_folder(root, os.getpid())
     started = time.perf_counter()
     try:
-        frames = _write(unfinished, demonstrate(episodes, seed, noise), episodes)
+        frames = _write(unfinished, recording, demonstrate(recording, processes))
         (unfinished / SUMMARY).write_text(json.dumps(settings | {"frames": frames}, indent=2) + "\n")
         unfinished.rename(root)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     seconds = time.perf_counter() - started
-    return f"demonstrations: {episodes} episodes, {frames} frames, recorded in {seconds:.0f} s at {root}"
+    return f"demonstrations: {recording.episodes} episodes, {frames} frames, recorded in {seconds:.0f} s at {root}"
 
 
-def demonstrate(episodes: int, seed: int, noise: float) -> Iterator[Episode]:
-    """Successful episodes only. Noise moves what is executed; what is kept is the expert's answer to where that led."""
-    environment, expert = make_environment(TASK), Expert(TASK)
-    generator = np.random.default_rng(seed)
-
-    def disturb(action: np.ndarray) -> np.ndarray:
-        return action + noise * generator.normal(size=action.shape)
-
-    for index in range(episodes):
-        placement = placements(TASK, seed)[index % PLACEMENTS_PER_SEED]
-        for _ in range(ATTEMPTS):
-            episode = run_episode(environment, placement, expert, max_steps=MAX_STEPS, linger=LINGER, disturb=disturb)
-            if episode.success:
-                break
-        else:
+def demonstrate(recording: Recording, processes: int = 1) -> Iterator[Episode]:
+    """Successful episodes only."""
+    rollouts = Rollouts(
+        recording.task, recording.seed, MAX_STEPS, LINGER, recording.image_size, True, recording.noise, ATTEMPTS
+    )
+    running = rollouts.run(Expert(recording.task), range(recording.episodes), processes)
+    for index, episode in enumerate(running):
+        if not episode.success:
             raise RecordingError(
-                f"the expert failed {ATTEMPTS} times on placement {index} with noise {noise}: lower --noise (0.1 works)"
+                f"the expert failed {ATTEMPTS} times on placement {index} with noise {recording.noise}: "
+                "lower --noise (0.1 works)"
             )
         yield episode
-    environment.close()
 
 
-def _write(root: Path, episodes: Iterator[Episode], total: int) -> int:
+def _write(root: Path, recording: Recording, episodes: Iterator[Episode]) -> int:
     """Store the episodes with the `lerobot` package; returns the number of frames."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when lerobot is imported: a recording asks no server
     from datasets import disable_progress_bars, enable_progress_bars
@@ -114,10 +139,12 @@ def _write(root: Path, episodes: Iterator[Episode], total: int) -> int:
     frames = 0
     disable_progress_bars()  # one bar per episode otherwise
     try:
-        dataset = LeRobotDataset.create(REPO_ID, CONTROL_RATE_HZ, FEATURES, root=root, use_videos=False)
+        name = f"local/{recording.task.removesuffix('-v3').replace('-', '_')}"
+        dataset = LeRobotDataset.create(name, CONTROL_RATE_HZ, recording.features, root=root, use_videos=False)
+        total = recording.episodes
         for episode in tqdm(episodes, "recording demonstrations", total, unit="episode", leave=False, disable=None):
-            for state, action in zip(episode.states, episode.actions, strict=True):
-                dataset.add_frame({STATE: state, "action": action, "task": TASK})
+            for frame in recording.frames(episode):
+                dataset.add_frame(frame)
             dataset.save_episode()
             frames += len(episode.actions)
         dataset.finalize()  # without it the parquet files have no footer
@@ -176,15 +203,19 @@ def project_root() -> Path:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiment_training.quickstart.record", description=__doc__)
     parser.add_argument("--root", type=Path, default=project_root() / "runs/quickstart/demonstrations")
+    parser.add_argument("--task", default=TASK, help="of Meta-World")
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the placements and of the noise")
     parser.add_argument("--noise", type=float, default=0.1, help="standard deviation, on the executed action")
+    parser.add_argument("--image-size", type=int, help="record a camera of this many pixels, and of the state the hand")
+    parser.add_argument("--processes", type=int, default=1, help="episodes at once")
     given = parser.parse_args(arguments)
-    if given.episodes < 1 or given.noise < 0:
-        parser.error("--episodes must be at least 1 and --noise at least 0")
+    if given.episodes < 1 or given.noise < 0 or given.processes < 1 or (given.image_size or 1) < 1:
+        parser.error("--episodes, --processes and --image-size must be at least 1, and --noise at least 0")
     try:
-        print(record(given.root, given.episodes, given.seed, given.noise))
-    except (RecordingError, OSError) as error:
+        recording = Recording(given.episodes, given.task, given.seed, given.noise, given.image_size)
+        print(record(given.root, recording, given.processes))
+    except (RecordingError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,15 +1,18 @@
 """What several tests of the experiments start from."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from experiment_training.quickstart.record import record
+from experiment_training.quickstart.record import Recording, record
+
+sys.path.append(str(Path(__file__).parent))  # where other processes find `wanderer`
 
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three demonstrations, as the quickstart records them."""
     root = tmp_path_factory.mktemp("runs") / "demonstrations"
-    assert "3 episodes" in record(root, episodes=3)
+    assert "3 episodes" in record(root, Recording(episodes=3))
     return root

@@ -33,7 +33,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 class Idle:
     """Acts, and moves nothing."""
 
-    def reset(self) -> None: ...
+    def reset(self, seed: int | None = None) -> None: ...
 
     def select_action(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         assert observation[STATE].shape == (39,)
@@ -48,7 +48,7 @@ class LateStarter(Expert):
         super().__init__(TASK)
         self.episodes = 0
 
-    def reset(self) -> None:
+    def reset(self, seed: int | None = None) -> None:
         self.episodes += 1
 
     def select_action(self, observation: dict[str, np.ndarray]) -> np.ndarray:
@@ -79,14 +79,14 @@ def test_a_placement_says_where_object_and_goal_are(episode) -> None:
 
 
 def test_the_expert_succeeds_on_held_out_placements() -> None:
-    result = MetaWorldEvaluation(episodes=8, render=False).evaluate(Expert(TASK), None)
+    result = MetaWorldEvaluation(episodes=8, films=0).evaluate(Expert(TASK), None)
     assert result.metrics["successes"] >= 7
     assert result.metrics["seconds_per_episode"] > 0
     assert result.files == []
 
 
 def test_who_does_nothing_succeeds_nowhere(tmp_path: Path) -> None:
-    result = MetaWorldEvaluation(episodes=3, max_steps=100, render=False).evaluate(Idle(), tmp_path)
+    result = MetaWorldEvaluation(episodes=3, max_steps=100, films=0).evaluate(Idle(), tmp_path)
     assert result.summary == "success 0.0 % (0 of 3 held-out placements)"
     assert result.metrics["success"] == result.metrics["success_low"] == 0
     assert list(tmp_path.iterdir()) == []
@@ -94,12 +94,12 @@ def test_who_does_nothing_succeeds_nowhere(tmp_path: Path) -> None:
 
 def test_successes_are_counted_and_a_successful_rollout_is_shown(monkeypatch, tmp_path: Path) -> None:
     shown = []
-    monkeypatch.setattr(metaworld, "film_episode", lambda episode, folder: shown.append(episode) or folder / "film")
+    monkeypatch.setattr(metaworld, "film_episode", lambda episode, folder, name: shown.append(episode) or folder / name)
     result = MetaWorldEvaluation(episodes=2).evaluate(LateStarter(), tmp_path)
     assert result.summary == "success 50.0 % (1 of 2 held-out placements)"
     assert (result.metrics["success"], result.metrics["successes"], result.metrics["episodes"]) == (0.5, 1, 2)
     assert [episode.success for episode in shown] == [True]
-    assert result.files == [tmp_path / "film"]
+    assert result.files == [tmp_path / "rollout"]
 
 
 def test_an_episode_does_not_depend_on_the_one_before(episode) -> None:
@@ -128,7 +128,7 @@ def test_a_rollout_computes_in_one_thread_and_leaves_the_number_as_it_was() -> N
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        MetaWorldEvaluation(episodes=1, max_steps=2, render=False).evaluate(Curious(), None)
+        MetaWorldEvaluation(episodes=1, max_steps=2, films=0).evaluate(Curious(), None)
         assert (seen, torch.get_num_threads()) == ([1, 1], 2)
     finally:
         torch.set_num_threads(before)
@@ -148,6 +148,8 @@ def test_the_interval_is_wilsons(successes: int, trials: int) -> None:
         ({"episodes": "all"}, "episodes is 'all'"),
         ({"max_steps": 501}, "max_steps is 501\n    a whole number from 1 to 500"),
         ({"seed": -1}, "seed is -1"),
+        ({"image_size": 0}, "image_size is 0\n    a whole number from 1 to 1024"),
+        ({"processes": 0, "films": -1}, "films is -1\n    a whole number from 0 to 50"),
     ],
 )
 def test_a_wrong_parameter_is_refused_at_once(params: dict, message: str) -> None:

@@ -11,9 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiment_training.components.evaluation.episode import HELD_OUT_SEED, STATE
+from experiment_training.components.evaluation import rollouts
+from experiment_training.components.evaluation.episode import (
+    HELD_OUT_SEED,
+    STATE,
+)
 from experiment_training.quickstart import record as recording
-from experiment_training.quickstart.record import TASK, Expert, RecordingError, demonstrate, main, project_root, record
+from experiment_training.quickstart.record import (
+    TASK,
+    Expert,
+    Recording,
+    RecordingError,
+    demonstrate,
+    main,
+    project_root,
+    record,
+)
 
 EPISODES = 3  # of the fixture `recorded`
 PROJECT = Path(__file__).resolve().parents[2]
@@ -28,7 +41,7 @@ def test_the_data_set_holds_what_was_demonstrated(recorded: Path) -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     dataset = LeRobotDataset("local/pick_place", root=recorded)
-    episodes = list(demonstrate(EPISODES, seed=0, noise=0.1))
+    episodes = list(demonstrate(Recording(EPISODES)))
     assert (dataset.num_episodes, dataset.fps) == (EPISODES, 80)
     assert dataset.num_frames == sum(len(episode.actions) for episode in episodes)
     rows = iter(dataset[index] for index in range(dataset.num_frames))
@@ -42,7 +55,7 @@ def test_the_data_set_holds_what_was_demonstrated(recorded: Path) -> None:
 
 def test_what_is_stored_is_the_experts_answer_without_the_noise() -> None:
     expert = Expert(TASK)
-    (calm,), (disturbed,) = (list(demonstrate(1, seed=0, noise=noise)) for noise in (0.0, 0.1))
+    (calm,), (disturbed,) = (list(demonstrate(Recording(1, noise=noise))) for noise in (0.0, 0.1))
     for state, action in zip(disturbed.states, disturbed.actions, strict=True):
         assert np.array_equal(action, np.clip(expert.select_action({STATE: state}), -1, 1))
     assert np.array_equal(calm.states[0], disturbed.states[0])
@@ -56,9 +69,9 @@ def test_an_episode_that_fails_is_recorded_anew(monkeypatch) -> None:
         attempts.append(run_episode(*args, **kwargs))
         return replace(attempts[-1], success=len(attempts) > 1)
 
-    run_episode = recording.run_episode
-    monkeypatch.setattr(recording, "run_episode", first_one_fails)
-    (kept,) = demonstrate(1, seed=0, noise=0.1)
+    run_episode = rollouts.run_episode
+    monkeypatch.setattr(rollouts, "run_episode", first_one_fails)
+    (kept,) = demonstrate(Recording(1))
     assert len(attempts) == 2
     assert np.array_equal(kept.states, attempts[1].states)
     assert np.array_equal(attempts[0].states[0], attempts[1].states[0])  # the same placement,
@@ -68,14 +81,14 @@ def test_an_episode_that_fails_is_recorded_anew(monkeypatch) -> None:
 def test_an_expert_that_always_fails_is_an_error(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(recording, "ATTEMPTS", 2)
     with pytest.raises(RecordingError, match=r"failed 2 times on placement 0 .*: lower --noise"):
-        record(tmp_path / "demonstrations", 1, noise=50.0)
+        record(tmp_path / "demonstrations", Recording(1, noise=50.0))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_whole_recording_is_reused(recorded: Path) -> None:
     before = contents(recorded)
-    line = record(recorded, EPISODES)
-    frames = sum(len(episode.actions) for episode in demonstrate(EPISODES, seed=0, noise=0.1))
+    line = record(recorded, Recording(EPISODES))
+    frames = sum(len(episode.actions) for episode in demonstrate(Recording(EPISODES)))
     assert line == f"demonstrations: {EPISODES} episodes, {frames} frames, reused from {recorded}"
     assert contents(recorded) == before
 
@@ -106,13 +119,13 @@ def test_half_a_recording_is_an_error(recorded: Path, tmp_path: Path, damage, me
         copy.write_bytes(content)
     damage(root)
     with pytest.raises(RecordingError, match=message) as caught:
-        record(root, EPISODES)
+        record(root, Recording(EPISODES))
     assert "remove that folder" in str(caught.value)
 
 
 def test_the_held_out_placements_cannot_be_demonstrated(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="held out for the evaluation"):
-        record(tmp_path / "demonstrations", seed=HELD_OUT_SEED)
+        record(tmp_path / "demonstrations", Recording(seed=HELD_OUT_SEED))
 
 
 def test_a_killed_recording_leaves_nothing_under_the_name(tmp_path: Path) -> None:
@@ -132,7 +145,7 @@ def test_a_killed_recording_leaves_nothing_under_the_name(tmp_path: Path) -> Non
 
     stranger = tmp_path / f".{root.name}.recording-{os.getpid()}-of-another"
     stranger.mkdir()
-    record(root, 1)
+    record(root, Recording(1))
     assert sorted(tmp_path.iterdir()) == sorted([stranger, root])
 
 

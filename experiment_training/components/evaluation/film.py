@@ -24,10 +24,10 @@ LAST_FRAME_MS = 1200
 RENDER_LIMIT_S = 120
 
 
-def film_episode(episode: "Episode", output_dir: Path) -> Path:
-    """Write `rollout.gif`, or `rollout.png` and one line that says why; of an earlier rollout nothing stays."""
+def film_episode(episode: "Episode", output_dir: Path, name: str = "rollout") -> Path:
+    """Write `<name>.gif`, or `<name>.png` and one line that says why; of an earlier rollout nothing stays."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    animation, plot = output_dir / "rollout.gif", output_dir / "rollout.png"
+    animation, plot = output_dir / f"{name}.gif", output_dir / f"{name}.png"
     reason = _render_elsewhere(episode, animation)
     if reason is None:
         plot.unlink(missing_ok=True)

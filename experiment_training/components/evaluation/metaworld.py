@@ -1,13 +1,9 @@
-"""Meta-World: a policy -> its closed-loop success rate over held-out placements, and one rollout to look at."""
+"""Meta-World: a policy -> its closed-loop success rate over held-out placements, and rollouts to look at."""
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
 
 from experiment_training.components.evaluation.episode import (
     EPISODE_LIMIT,
@@ -15,11 +11,9 @@ from experiment_training.components.evaluation.episode import (
     PLACEMENTS_PER_SEED,
     Actor,
     check_task,
-    make_environment,
-    placements,
-    run_episode,
 )
 from experiment_training.components.evaluation.film import film_episode
+from experiment_training.components.evaluation.rollouts import Rollouts
 from model_constructor import ConfigError
 from model_constructor.errors import Problem
 from trainer.registry import EVALUATION_BUILDER_REGISTRY
@@ -30,11 +24,16 @@ if TYPE_CHECKING:
 
 DEMONSTRATED_SEED = 0  # of the quickstart's demonstrations
 LINGER = 24  # steps that a rollout goes on after its first success, so that one sees the object at rest
+LARGEST_IMAGE = 1024  # pixels
 
 
 @EVALUATION_BUILDER_REGISTRY.register("metaworld")
 class MetaWorldEvaluation:
-    """`seed` draws the placements; another one than the demonstrations' makes them held out."""
+    """`seed` draws the placements; another one than the demonstrations' makes them held out.
+
+    image_size: pixels; the policy then sees the hand (4 numbers) and `observation.images.corner`, else the whole state.
+    processes: episodes at once. films: rollouts to show, successful ones first.
+    """
 
     def __init__(
         self,
@@ -42,9 +41,17 @@ class MetaWorldEvaluation:
         episodes: int = 30,
         seed: int = HELD_OUT_SEED,
         max_steps: int = 250,
-        render: bool = True,
+        image_size: int | None = None,
+        processes: int = 1,
+        films: int = 1,
     ) -> None:
-        limits = {"episodes": (episodes, 1, PLACEMENTS_PER_SEED), "max_steps": (max_steps, 1, EPISODE_LIMIT)}
+        limits = {
+            "episodes": (episodes, 1, PLACEMENTS_PER_SEED),
+            "max_steps": (max_steps, 1, EPISODE_LIMIT),
+            "image_size": (1 if image_size is None else image_size, 1, LARGEST_IMAGE),
+            "processes": (processes, 1, PLACEMENTS_PER_SEED),
+            "films": (films, 0, PLACEMENTS_PER_SEED),
+        }
         problems = [
             Problem(f"evaluation 'metaworld': {name} is {given!r}", hint=f"a whole number from {least} to {most}")
             for name, (given, least, most) in limits.items()
@@ -59,26 +66,26 @@ class MetaWorldEvaluation:
         self.episodes = episodes
         self.seed = seed
         self.max_steps = max_steps
-        self.render = render
+        self.image_size = image_size
+        self.processes = processes
+        self.films = films
 
     def evaluate(self, policy: "Policy | Actor", output_dir: Path | None) -> EvaluationResult:
         from tqdm import tqdm
 
-        environment = make_environment(self.task)
-        held_out = placements(self.task, self.seed)[: self.episodes]
+        rollouts = Rollouts(self.task, self.seed, self.max_steps, LINGER, self.image_size)
         started = time.perf_counter()
-        with one_thread():
-            episodes = [
-                run_episode(environment, placement, policy, max_steps=self.max_steps, linger=LINGER)
-                for placement in tqdm(held_out, desc="evaluating", unit="episode", leave=False, disable=None)
-            ]
+        running = rollouts.run(policy, range(self.episodes), self.processes)
+        bar = tqdm(running, "evaluating", self.episodes, unit="episode", leave=False, disable=None)
+        episodes = list(bar)
         seconds = time.perf_counter() - started
-        environment.close()
 
         files = []
-        if output_dir is not None and self.render:
-            shown = next((episode for episode in episodes if episode.success), episodes[0])
-            files.append(film_episode(shown, Path(output_dir)))
+        if output_dir is not None:
+            shown = sorted(episodes, key=lambda episode: not episode.success)[: self.films]
+            for number, episode in enumerate(shown):
+                name = "rollout" if number == 0 else f"rollout_{number}"
+                files.append(film_episode(episode, Path(output_dir), name))
         successes = sum(episode.success for episode in episodes)
         rate = successes / self.episodes
         low, high = wilson_interval(successes, self.episodes)
@@ -93,18 +100,6 @@ class MetaWorldEvaluation:
         which = f"placements of seed {self.seed}" if self.seed == DEMONSTRATED_SEED else "held-out placements"
         summary = f"success {100 * rate:.1f} % ({successes} of {self.episodes} {which})"
         return EvaluationResult(metrics, summary, files)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A policy asked for one action computes too little to share; threads that wait for each other cost tenfold
-    where another program keeps a core busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
