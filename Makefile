@@ -1,5 +1,6 @@
 # make train    sets up everything, then records, trains and evaluates the quickstart
 # make test     sets up everything, then runs the default tests;  make test-all  the slow ones too;  make lint
+# make leaderboard  ours and lerobot's policies on the same demonstrations for the same time; 3.5 hours, can be stopped
 # make test-faults  kills, fills disks, damages files, and prints a table: fault -> outcome
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 VENV := .venv
@@ -11,7 +12,7 @@ RUN := runs/quickstart/policy
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 
-.PHONY: help train test test-all test-faults lint clean-runs
+.PHONY: help train test test-all test-faults leaderboard lint clean-runs
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -28,6 +29,9 @@ test-all: test
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow or not slow" --fault-table tests/faults
+
+leaderboard: $(VENV)/.dev
+	$(BIN)/python -m experiment_training.leaderboard
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -120,6 +120,7 @@ def load_config(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     model: bool = False,
+    names: Collection[tuple[str, ...]] = (),
 ) -> Config:
     """Read a YAML file on top of its `defaults`, set overrides in it, and fill in its `${...}`.
 
@@ -127,10 +128,11 @@ def load_config(
     overrides: texts `key.path=value`, each value read as YAML, or a mapping from key paths to plain values.
     model: read it as a model file. Then null removes an entry of a mapping from names, a block given as a path is read
         into its place, and a `${...}` over params waits for the caller of the model.
+    names: where another file has mappings from names, such as `("model", "heads")`.
 
     Raises ConfigError for anything that the files or the overrides get wrong.
     """
-    loader = _Loader(model)
+    loader = _Loader(model, names)
     path = Path("<mapping>") if isinstance(source, Mapping) else Path(source)
     tree = read_text(_dumped(source), str(path)) if isinstance(source, Mapping) else read_file(path)
     if isinstance(overrides, Mapping):
@@ -154,8 +156,9 @@ def merge(below: Node, above: Node) -> Node:
 class _Loader:
     """Reads files, lays them over each other, and gathers what is wrong with them."""
 
-    def __init__(self, model: bool) -> None:
+    def __init__(self, model: bool, names: Collection[tuple[str, ...]] = ()) -> None:
         self.model = model
+        self.names = names
         self.problems: list[Problem] = []
         self.files = 0
         self.values = 0
@@ -290,8 +293,10 @@ class _Loader:
         return replace(above, value=values, key_places=places, removed=removed).after(below)
 
     def _is_removal(self, entry: Node, path: Keys) -> bool:
+        if entry.value is not None:
+            return False
         level = _level(path)
-        return self.model and entry.value is None and len(level) > 1 and level[0] in NAMED
+        return path[:-1] in self.names or (self.model and len(level) > 1 and level[0] in NAMED)
 
     def _remove(self, values: dict[str, Node], removed: dict[str, Node], key: str, entry: Node) -> None:
         if key in values:

@@ -5,6 +5,7 @@ python -m trainer.evaluate RUN_DIR [--episodes N] [--set name=value ...]
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from trainer.build import build_registered
 from trainer.checkpoint import CheckpointError
 from trainer.config.parameters import Signature
 from trainer.config.schemas import Registered
-from trainer.policy import load_policy, open_run
+from trainer.policy import Policy, load_policy, open_run
 from trainer.registry import EVALUATION_BUILDER_REGISTRY
 from trainer.templates import EvaluationResult
 
@@ -35,23 +36,38 @@ def evaluate_run(run_or_checkpoint: str | Path, params: Mapping[str, Any] | None
     entry = Registered(type=entry.type, params={**entry.params, **(params or {})})
     evaluation = build_registered(config, EVALUATION_BUILDER_REGISTRY, entry, ("train", "evaluation"))
     run_dir = checkpoint.path.parent
-    result = evaluation.evaluate(load_policy(checkpoint.path), run_dir)
+    policy = load_policy(checkpoint.path)
+    result = evaluation.evaluate(policy, run_dir)
+    latency = latency_of(policy)
     report = {
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.step,
         "evaluation": {"type": entry.type, "params": entry.params},
         "summary": result.summary,
         "metrics": result.metrics,
+        "latency": latency,
         "files": [path.name for path in result.files],
     }
     (run_dir / "evaluation.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(result.summary)
+    if latency:
+        print(
+            "latency     {median_ms:.1f} ms a predicted chunk (median of {chunks}, at worst {worst_ms:.1f})".format(
+                **latency
+            )
+        )
     print(f"checkpoint  {checkpoint.path}")
     if (run_dir / "loss.png").exists():
         print(f"loss curve  {run_dir / 'loss.png'}")
     for path in result.files:
         print(f"look at     {path}")
     return result
+
+
+def latency_of(policy: Policy) -> dict[str, float]:
+    """Of a `select_action` that predicts, from the observation to the action, in this process; empty if none did."""
+    seen = policy.latencies_ms
+    return {"median_ms": statistics.median(seen), "worst_ms": max(seen), "chunks": len(seen)} if seen else {}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -38,10 +38,10 @@ class Policy:
     def __init__(
         self, trainer: ComponentTrainer, prepare: Preparation, item_shapes: dict[str, list[int]], seed: int
     ) -> None:
-        self._trainer, self._prepare = trainer, prepare
+        self.trainer, self.prepare = trainer, prepare
         self._device = trainer.device
-        self._shapes = {key: shape for key, shape in item_shapes.items() if key != "action"}
-        self._windowed = {key for key in self._shapes if f"{key}{PAD}" in self._shapes}
+        self.item_shapes = {key: shape for key, shape in item_shapes.items() if key != "action"}
+        self._windowed = {key for key in self.item_shapes if f"{key}{PAD}" in self.item_shapes}
         self._seed = seed
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES)  # of each `select_action` that predicted a chunk
         self._generator = torch.Generator(self._device).manual_seed(seed)
@@ -51,8 +51,8 @@ class Policy:
         """A new episode: nothing is remembered of the last one. With a `seed`, all that is drawn depends on it alone."""
         if seed is not None:
             self._generator.manual_seed(int(np.random.SeedSequence([self._seed, seed]).generate_state(1)[0]))
-        self._history = {key: deque(maxlen=self._shapes[key][0]) for key in self._windowed}
-        self._execution = execution(self._trainer.execute_steps, self._trainer.ensemble_decay)
+        self._history = {key: deque(maxlen=self.item_shapes[key][0]) for key in self._windowed}
+        self._execution = execution(self.trainer.execute_steps, self.trainer.ensemble_decay)
 
     @torch.inference_mode()
     def select_action(self, observation: Mapping[str, np.ndarray | str]) -> np.ndarray:
@@ -61,7 +61,7 @@ class Policy:
         Texts (a task's name) are passed on as they are; other keys that the data set does not have are ignored.
         """
         began = time.perf_counter()
-        values = {key: self._read(key, value) for key, value in observation.items() if key in self._shapes}
+        values = {key: self._read(key, value) for key, value in observation.items() if key in self.item_shapes}
         for key in self._windowed & values.keys():
             self._history[key].append(values[key])
         if not self._execution.needs_chunk:
@@ -82,24 +82,24 @@ class Policy:
             else:
                 batch[key] = value[None].to(self._device)
         try:
-            actions = self._trainer.predict(self._prepare(batch), generator=self._generator)  # [1, T, A]
+            actions = self.trainer.predict(self.prepare(batch), generator=self._generator)  # [1, T, A]
         except KeyError as error:
-            if error.args[:1] == () or error.args[0] not in self._shapes or error.args[0] in batch:
+            if error.args[:1] == () or error.args[0] not in self.item_shapes or error.args[0] in batch:
                 raise  # a fault of the trainer's own, not of the observation
             raise KeyError(
                 f"the policy reads {error}; the observation holds {', '.join(values) or 'none of its keys'}"
             ) from error
-        return self._prepare.normalizer.denormalize("action", actions)[0].float().cpu().numpy()
+        return self.prepare.normalizer.denormalize("action", actions)[0].float().cpu().numpy()
 
     def _window(self, key: str) -> tuple[Tensor, Tensor]:
         """The history [H, D], oldest first; before the episode's first frame stand copies of it, marked as padding."""
-        seen, length = list(self._history[key]), self._shapes[key][0]
+        seen, length = list(self._history[key]), self.item_shapes[key][0]
         missing = length - len(seen)
         return torch.stack([seen[0]] * missing + seen), torch.tensor([True] * missing + [False] * len(seen))
 
     def _read(self, key: str, value: np.ndarray | str) -> Tensor:
-        shape = self._shapes[key][1:] if key in self._windowed else self._shapes[key]
-        if key in self._prepare.images:
+        shape = self.item_shapes[key][1:] if key in self._windowed else self.item_shapes[key]
+        if key in self.prepare.images:
             return _read_image(key, value, shape)
         try:
             tensor = torch.as_tensor(np.asarray(value, dtype=np.float32))

@@ -7,7 +7,8 @@ each phase is what the device took for it, idle time included, and no step waits
 
 import time
 from collections import deque
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -179,3 +180,15 @@ class CudaClock:
         self._seconds[phase] = self._seconds.get(phase, 0.0) + self._last.elapsed_time(event) / 1e3
         self._spare.append(self._last)
         self._last = event
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A policy asked for one action computes too little to share; threads that wait for each other cost tenfold
+    where another program keeps a core busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -20,10 +20,12 @@ import numpy as np
 
 from experiment_training.components.evaluation.episode import (
     CONTROL_RATE_HZ,
+    ENV_STATE,
     HELD_OUT_SEED,
     IMAGE,
     PROPRIO,
     STATE,
+    SURROUNDINGS,
     Episode,
     check_task,
     simulator,
@@ -68,11 +70,14 @@ class Recording:
     seed: int = 0  # of the placements and of the noise
     noise: float = 0.1  # standard deviation
     image_size: int | None = None  # pixels; None: the whole state and no images
+    environment_state: bool = False  # the surroundings once more, under the key that lerobot's policies read
 
     @property
     def features(self) -> dict[str, dict[str, Any]]:
         if self.image_size is None:
-            return {STATE: {"dtype": "float32", "shape": (39,), "names": None}, "action": ACTION}
+            sizes = {STATE: 39} | ({ENV_STATE: len(SURROUNDINGS)} if self.environment_state else {})
+            numbers = {key: {"dtype": "float32", "shape": (size,), "names": None} for key, size in sizes.items()}
+            return {**numbers, "action": ACTION}
         picture = {
             "dtype": "image",
             "shape": (self.image_size, self.image_size, 3),
@@ -83,10 +88,12 @@ class Recording:
     def frames(self, episode: Episode) -> Iterator[dict[str, Any]]:
         """Rows of the data set."""
         for step, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):
-            if episode.images is None:
-                yield {STATE: state, "action": action, "task": self.task}
-            else:
-                yield {STATE: state[PROPRIO], IMAGE: episode.images[step], "action": action, "task": self.task}
+            frame = {STATE: state, "action": action, "task": self.task}
+            if episode.images is not None:
+                frame |= {STATE: state[PROPRIO], IMAGE: episode.images[step]}
+            elif self.environment_state:
+                frame |= {ENV_STATE: state[SURROUNDINGS]}
+            yield frame
 
 
 def record(root: Path, recording: Recording, processes: int = 1) -> str:

@@ -122,10 +122,10 @@ def test_averages_are_saved_validated_and_loaded_by_a_policy(config: Path, overr
 
     policy = load_policy(result.run_dir)
     for name, state in files.items():
-        for key, value in policy._trainer.models[name].state_dict().items():
+        for key, value in policy.trainer.models[name].state_dict().items():
             assert torch.equal(value, state[key]), (name, key)
     dataset, errors = ToyDataset([9]), []
-    std = policy._prepare.normalizer.get_buffer("action_scale").numpy()
+    std = policy.prepare.normalizer.get_buffer("action_scale").numpy()
     for state, action in zip(dataset.state, dataset.action, strict=True):
         policy.reset()
         chunk = np.stack([policy.select_action({"observation.state": state}) for _ in range(4)])

@@ -628,3 +628,15 @@ def test_a_mapping_starts_from_files_of_the_working_directory(
     monkeypatch.chdir(config.parent)
     run = load_run_config({"defaults": [Path("config.yaml")], "seed": 8})
     assert run.data == {**written, "seed": 8}
+
+
+def test_null_takes_away_an_entry_of_a_mapping_from_names(config: Path) -> None:
+    child = config.with_name("child.yaml")
+    child.write_text(
+        "defaults: [config.yaml]\nmodel:\n  component_config_paths: {head: null}\n  component_optims: {head: null}\n"
+    )
+    experiment = load_run_config(child).experiment
+    assert experiment.model.component_config_paths.keys() == experiment.model.component_optims.keys() == {"encoder"}
+    child.write_text("defaults: [config.yaml]\nmodel: {component_optims: {hed: null}}\n")
+    with pytest.raises(ConfigError, match=r"nothing is written for 'hed', and null finds no such entry(?s:.*)'head'"):
+        load_run_config(child)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,8 @@ class Recorder:
 
     device = torch.device("cpu")
 
-    def __init__(self, execute_steps: int | None) -> None:
-        self.execute_steps, self.asked = execute_steps, []
+    def __init__(self, execute_steps: int | None, ensemble_decay: float | None = None) -> None:
+        self.execute_steps, self.ensemble_decay, self.asked = execute_steps, ensemble_decay, []
 
     def predict(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         self.asked.append(batch)
@@ -89,6 +90,29 @@ def test_a_chunk_is_executed_as_far_as_told(execute_steps: int | None, predictio
     actions = [policy.select_action({"observation.state": np.zeros(2)})[0] for _ in range(8)]
     assert actions == [10 * (1 + step // executed) + step % executed for step in range(8)]
     assert len(trainer.asked) == predictions
+
+
+def test_an_ensemble_predicts_at_every_step_and_forgets_at_a_reset() -> None:
+    trainer = Recorder(None, ensemble_decay=0.0)  # the n-th chunk says 10 n, 10 n + 1, ...
+    policy = Policy(trainer, unchanged(), SHAPES, seed=0)
+    actions = [policy.select_action({"observation.state": np.zeros(2)})[0] for _ in range(6)]
+    assert actions == [10, 15.5, 21, 26.5, 36.5, 46.5]  # means of 10; 11, 20; 12, 21, 30; ...
+    assert len(trainer.asked) == len(policy.latencies_ms) == 6
+    policy.reset()
+    assert policy.select_action({"observation.state": np.zeros(2)})[0] == 70
+
+
+def test_latencies_are_those_of_the_calls_that_predicted() -> None:
+    class Slow(Recorder):
+        def predict(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
+            time.sleep(0.02 * len(self.asked))
+            return super().predict(batch, generator)
+
+    policy = Policy(Slow(2), unchanged(), SHAPES, seed=0)
+    for _ in range(6):
+        policy.select_action({"observation.state": np.zeros(2)})
+    first, second, third = policy.latencies_ms
+    assert first < 20 <= second < 40 <= third
 
 
 def test_history_is_oldest_first_and_padded_with_the_first_observation() -> None:
@@ -212,7 +236,7 @@ def test_normalization_of_the_run_is_the_policys(config: Path) -> None:
     policy = load_policy(run_dir)
     stats = load_stats(run_dir / "dataset_stats.json")
     normalizer = Normalizer(stats, normalization_modes(overrides["data.normalization"], stats))
-    ours, theirs = policy._prepare.normalizer.state_dict(), normalizer.state_dict()
+    ours, theirs = policy.prepare.normalizer.state_dict(), normalizer.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -232,6 +256,20 @@ def test_evaluate_prints_the_summary_first_and_writes_a_report(run_dir: Path, ca
         errors.append(np.abs(policy.select_action({"observation.state": state}) - action).max())
     assert report["metrics"] == {"error": pytest.approx(np.mean(errors))}
     assert (report["checkpoint"], report["step"], report["files"]) == ("step_12", 12, ["toy.txt"])
+    latency = report["latency"]
+    assert latency["chunks"] == len(errors) and 0 < latency["median_ms"] <= latency["worst_ms"]
+    assert f"latency     {latency['median_ms']:.1f} ms a predicted chunk (median of {len(errors)}" in shown
+
+
+def test_a_run_whose_trainer_predicts_no_actions_makes_no_policy(config: Path) -> None:
+    (config.parent / "mute.py").write_text(
+        "from toy_plugin import ToyTrainer\nfrom trainer.registry import TRAINER_REGISTRY\n"
+        "from trainer.templates import ComponentTrainer\n@TRAINER_REGISTRY.register('mute_trainer')\n"
+        "class Mute(ToyTrainer):\n    predict = ComponentTrainer.predict\n"
+    )
+    overrides = {"plugins": ["toy_plugin", "mute"], "train.trainer.type": "mute_trainer", "train.evaluation": None}
+    with pytest.raises(TypeError, match="trainer 'mute_trainer' has no `predict`"):
+        load_policy(train(config, overrides).run_dir)
 
 
 @pytest.mark.parametrize("arguments", [["--episodes", "5"], ["--set", "episodes=5"]])

@@ -20,6 +20,11 @@ from trainer.config.unread_keys import check_unread
 from trainer.data.augmentation import augmentation_problems
 
 
+# Where null takes away an entry that a file below has set.
+NAMES = [("model", f"component_{what}") for what in ("config_paths", "params", "build_args", "optims")]
+NAMES += [("data", "normalization")]
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """A valid config: `experiment` is typed, `data` is plain (overrides applied), `source` knows the places."""
@@ -47,9 +52,9 @@ class RunConfig:
 def load_run_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """Load, import plugins, validate. Nothing is built to be kept, and nothing is written."""
     if isinstance(config, Mapping):
-        return _validated(load_config(_plain(dict(config)), overrides), Folders.of_directory(Path.cwd()))
+        return _validated(load_config(_plain(dict(config)), overrides, names=NAMES), Folders.of_directory(Path.cwd()))
     path = Path(config).expanduser()
-    return _validated(load_config(path, overrides), Folders.of_file(path))
+    return _validated(load_config(path, overrides, names=NAMES), Folders.of_file(path))
 
 
 def written_overrides(overrides: Mapping[str, Any]) -> list[str]:

@@ -69,6 +69,7 @@ class ComponentTrainer(ABC):
     """
 
     execute_steps: int | None = None  # how many actions of a predicted chunk a policy executes; None: all
+    ensemble_decay: float | None = None  # not None: it predicts at every step, and averages; see trainer.execution
 
     def __init__(
         self, models: nn.ModuleDict, optimizers: Mapping[str, Optimizer], loss: nn.Module, device: torch.device | str

@@ -18,7 +18,7 @@ import numpy as np
 from model_constructor import ConfigError
 from model_constructor.errors import Problem, nearest
 
-STATE, IMAGE = "observation.state", "observation.images.corner"
+STATE, ENV_STATE, IMAGE = "observation.state", "observation.environment_state", "observation.images.corner"
 CONTROL_RATE_HZ = 80
 PLACEMENTS_PER_SEED = 50  # what the package draws for one seed
 EPISODE_LIMIT = 500  # steps after which the package ends an episode
@@ -27,6 +27,7 @@ HELD_OUT_SEED = 123
 # Where the simulator's state vector (39 numbers) holds a position in metres, for every task of the package.
 HAND, OBJECT, GOAL = slice(0, 3), slice(4, 7), slice(36, 39)
 PROPRIO = slice(0, 4)  # the hand's position, and how far the gripper is open
+SURROUNDINGS = [*range(4, 11), *range(18, 29), *range(36, 39)]  # object, all of it one step earlier, goal
 CAMERA = "corner2"  # the package's name of a view from opposite the arm
 CAMERA_PLACE = (0.75, 0.075, 0.7)  # in metres; nearer than the package's, as in Seo et al. 2022 (arXiv 2206.14244)
 

@@ -13,7 +13,6 @@ import pickle
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +26,7 @@ from experiment_training.components.evaluation.episode import (
     placements,
     run_episode,
 )
+from trainer.timing import one_thread
 
 
 @dataclass(frozen=True)
@@ -115,15 +115,3 @@ def _begin(rollouts: Rollouts, actor: bytes) -> None:
 def _episode(index: int) -> Episode:
     assert _stage is not None
     return _stage.episode(index)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A policy asked for one action computes too little to share; threads that wait for each other cost tenfold
-    where another program keeps a core busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

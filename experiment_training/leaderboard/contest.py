@@ -1,0 +1,148 @@
+"""Contest: which tasks, which methods, and the settings that are tried for each of them.
+
+A cell of the table is one method trained once on one task. Every method has the same number of settings for each kind
+of task; which of them goes into the table is decided on placements that the table does not use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+DEMONSTRATED, TRIED, HELD_OUT = 0, 7, 123
+"""Seeds of the placements: of the demonstrations, of the choice among settings, of the table."""
+
+Kind = Literal["state", "image"]
+Setting = Mapping[str, Any]  # --set of ours, or arguments of lerobot-train; beside what every setting has
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str  # Meta-World's
+    demonstrations: int
+    image_size: int | None = None  # pixels; None: the simulator's whole state
+    max_steps: int = 250
+
+    @property
+    def kind(self) -> Kind:
+        return "state" if self.image_size is None else "image"
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    program: Literal["ours", "peer"]
+    base: Mapping[Kind, Any]  # a config in this folder, or arguments
+    settings: Mapping[Kind, tuple[Setting, ...]]  # the first is the default
+
+
+@dataclass(frozen=True)
+class Cell:
+    task: Task
+    method: Method
+    seed: int
+    minutes: float  # of training
+    setting: int = 0  # its number
+    placements: int = HELD_OUT
+    episodes: int = 50
+
+    @property
+    def name(self) -> str:
+        words = [self.task.name, self.method.name, f"{self.minutes:g}min", f"seed{self.seed}", f"setting{self.setting}"]
+        return "-".join(words).replace(" ", "_") + ("" if self.placements == HELD_OUT else "-tried")
+
+
+TASKS = (
+    Task("pick-place-v3", 50),
+    Task("peg-insert-side-v3", 100),
+    Task("button-press-topdown-v3", 50, image_size=64),
+)
+SEEDS = (0, 1, 2)
+
+OPTIMS = "model.component_optims"
+FLOW = Method(
+    "flow matching",
+    "ours",
+    {"state": "flow_state.yaml", "image": "flow_image.yaml"},
+    {
+        "state": (
+            {},
+            {f"{OPTIMS}.observation_embedder.params.peak_lr": 5e-4, f"{OPTIMS}.action_decoder.params.peak_lr": 5e-4},
+            {"train.trainer.params.execute_steps": 4},
+        ),
+        "image": (
+            {},
+            {"model.component_params.action_decoder.depth": 2, "model.component_params.info_embedder.depth": 1},
+            {"train.trainer.params.execute_steps": 4},
+        ),
+    },
+)
+VARIATIONAL = Method(
+    "variational flow matching",
+    "ours",
+    {"state": "variational_state.yaml", "image": "variational_image.yaml"},
+    {
+        kind: (
+            {},
+            {"train.trainer.params.kl_weight": 0.01},
+            {"train.trainer.params.execute_steps": 4},
+        )
+        for kind in ("state", "image")
+    },
+)
+
+# Sizes of lerobot's policies at which a CPU trains them in minutes: as wide as ours, architecture and defaults theirs.
+SMALL_ACT = {
+    "policy.type": "act",
+    "policy.chunk_size": 16,
+    "policy.n_action_steps": 8,
+    "policy.dim_model": 128,
+    "policy.n_heads": 4,
+    "policy.dim_feedforward": 512,
+    "policy.optimizer_lr": 3e-4,
+    "policy.optimizer_lr_backbone": 3e-4,
+}
+SMALL_DIFFUSION = {
+    "policy.type": "diffusion",
+    "policy.down_dims": [64, 128, 256],
+    "policy.num_train_timesteps": 50,
+    "policy.num_inference_steps": 10,
+    "policy.noise_scheduler_type": "DDIM",
+    "policy.optimizer_lr": 3e-4,
+}
+WHOLE_STATE = {"batch_size": 128}  # and their environment state is normalised, as ours is
+SEEN = {"batch_size": 64}
+ACT = Method(
+    "lerobot ACT",
+    "peer",
+    {
+        "state": {**SMALL_ACT, **WHOLE_STATE},
+        "image": {**SMALL_ACT, **SEEN, "policy.pretrained_backbone_weights": None},
+    },
+    {
+        kind: (
+            {},
+            {"policy.optimizer_lr": 1e-3, "policy.optimizer_lr_backbone": 1e-3},
+            {"policy.n_action_steps": 4},
+        )
+        for kind in ("state", "image")
+    },
+)
+DIFFUSION = Method(
+    "lerobot Diffusion",
+    "peer",
+    {
+        "state": {**SMALL_DIFFUSION, **WHOLE_STATE},
+        "image": {**SMALL_DIFFUSION, **SEEN, "policy.crop_shape": [56, 56]},
+    },
+    {
+        kind: (
+            {},
+            {"policy.optimizer_lr": 1e-3},
+            {"policy.n_action_steps": 4},
+        )
+        for kind in ("state", "image")
+    },
+)
+METHODS = (FLOW, VARIATIONAL, ACT, DIFFUSION)
