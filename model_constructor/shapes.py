@@ -481,10 +481,7 @@ class _Frame:
             body = self.visit(tree.body)
         with self._assuming(tree.test, False):
             orelse = self.visit(tree.orelse)
-        if body is None or orelse is None:
-            other = orelse if body is None else body
-            return other if other is None or other is UNKNOWN or isinstance(other, Maybe) else Maybe(other)
-        return body if _signature(body) == _signature(orelse) else UNKNOWN
+        return _either(body, orelse)
 
     def _is_none(self, test: ast.expr) -> bool | None:
         """The outcome of `x is None`; None where it depends on the run."""
@@ -819,6 +816,16 @@ def _entry(owner: nn.Module, key: str) -> Any:
             found = entries[key]
             return found.built or found if isinstance(found, Deferred) else found
     raise _Stop
+
+
+def _either(body: Any, orelse: Any) -> Any:
+    """What a conditional gives whose branch the run chooses: what is known of both."""
+    if isinstance(body, tuple) and isinstance(orelse, tuple) and len(body) == len(orelse):
+        return tuple(map(_either, body, orelse))
+    if body is None or orelse is None:
+        other = orelse if body is None else body
+        return other if other is None or other is UNKNOWN or isinstance(other, Maybe) else Maybe(other)
+    return body if _signature(body) == _signature(orelse) else UNKNOWN
 
 
 def _dims(value: Any) -> list[Probes] | None:

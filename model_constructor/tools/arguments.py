@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from ..build import build_model
-from ..errors import ConfigError
+from ..errors import ConfigError, Problem
 from ..model import GraphModel
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
+def add_overrides(
+    parser: argparse.ArgumentParser, help: str = "set values of the file, as in --set params.depth=2"
+) -> None:
     parser.add_argument(
         "--set",
         nargs="+",
@@ -20,7 +24,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="overrides",
         metavar="key.path=value",
-        help="set values of the file, as in --set params.depth=2",
+        help=help,
     )
 
 
@@ -35,10 +39,55 @@ def add_imports(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_output(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
+    """`-o FILE`, and `--force` to replace it; a command asks `refuse_to_overwrite` before it begins."""
+    parser.add_argument("-o", "--output", type=Path, metavar=metavar, help=help)
+    parser.add_argument("--force", action="store_true", help=f"replace {metavar} if it is there")
+
+
+def refuse_to_overwrite(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise ConfigError(Problem(f"{path}: the file is there already.", hint="--force replaces it"))
+
+
+def add_sizes(
+    parser: argparse.ArgumentParser,
+    help: str = "sizes of symbols of the inputs; B is 1 for multiply-adds if it is not given",
+) -> None:
+    parser.add_argument(
+        "--size",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=_size,
+        metavar="T=16",
+        help=help,
+    )
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if not name or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not written as T=16")
+    return name, int(number)
+
+
+def levels(text: str) -> int:
+    """How deep to go, as an argument has it."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of levels")
+    return int(text)
+
+
+def look_beside_the_user(packages: Sequence[str]) -> None:
+    """Let packages that are asked for be in the working directory, as for `python -m`."""
+    if packages and "" not in sys.path:
+        sys.path.append("")
+
+
 def build_without_memory(path: str, given: argparse.Namespace) -> GraphModel:
     """The model on the meta device, in eval mode. Raises ConfigError as `build_model` does."""
-    if given.allow_import and "" not in sys.path:
-        sys.path.append("")  # packages beside the user, as for `python -m`
+    look_beside_the_user(given.allow_import)
     arguments = {"overrides": given.overrides, "allow_imports": given.allow_import}
     try:
         with torch.device("meta"):

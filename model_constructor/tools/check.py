@@ -16,6 +16,7 @@ from ..model import GraphModel
 from ..shapes import Row, Shapes, infer_shapes
 from .arguments import add_imports, add_overrides, build_without_memory
 from .table import cut, folded, table, terminal_width
+from .watch import watch
 
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
@@ -37,10 +38,17 @@ def add_parser(commands: Any) -> None:
     add_overrides(parser)
     add_imports(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what is wrong")
+    parser.add_argument("--watch", action="store_true", help="check again whenever a file changes, until Ctrl-C")
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
+    if given.watch:
+        return watch(given.files, lambda: print("ok" if _check(given) == 0 and given.quiet else ""))
+    return _check(given)
+
+
+def _check(given: argparse.Namespace) -> int:
     status = 0
     for path in given.files:
         try:
@@ -65,7 +73,7 @@ def _total(model: GraphModel, shapes: Shapes) -> str:
 
 def shape_table(model: GraphModel, shapes: Shapes, path: str) -> str:
     """Node, shape, expression and line: of the model, then of each distinct use of a block."""
-    written = _written(model._block)
+    written = written_at(model._block)
     titles: dict[int, str] = {}  # by the number of the row that they stand above
     lines: list[list[str]] = []
     for title, rows in _sections(model, shapes, written):
@@ -90,11 +98,13 @@ def _sections(model: GraphModel, shapes: Shapes, written: Mapping[Place, _Writte
     modules = {p: m for p, m in model.named_modules(remove_duplicate=False) if isinstance(m, GraphModel)}
     of_call: dict[tuple[Place, str], list[str]] = {}
     for path, module in modules.items():
-        of_call.setdefault((module._block.node.place, _call(module)), []).append(path)
+        of_call.setdefault((module._block.node.place, call_text(module._block, module.params)), []).append(path)
     alike: dict[tuple, list[str]] = {}  # what is the same in some uses -> the paths of these
-    for path, block, rows in _uses(shapes.rows, written):
+    for path, block, rows in uses(shapes.rows, written):
         home, module = block.node.place, modules.get(path)
-        call = _call(module) if module is not None and module._block.node.place == home else ""
+        call = ""
+        if module is not None and module._block.node.place == home:
+            call = call_text(module._block, module.params)
         paths = alike.setdefault((home, call, tuple((row.name, row.shape, row.place) for row in rows)), [])
         paths += [] if path in paths else [path]
     ways = Counter((home, call) for home, call, _ in alike)
@@ -106,7 +116,7 @@ def _sections(model: GraphModel, shapes: Shapes, written: Mapping[Place, _Writte
         yield "" if call and paths == [""] else title, [Row(paths[0], *row) for row in said]
 
 
-def _uses(rows: Iterable[Row], written: Mapping[Place, _Written]) -> list[tuple[str, Block, list[Row]]]:
+def uses(rows: Iterable[Row], written: Mapping[Place, _Written]) -> list[tuple[str, Block, list[Row]]]:
     """The rows of a use stand in its order, but those of what it calls stand between them."""
     uses: list[tuple[str, Block, list[Row]]] = []
     current: dict[tuple[str, Place], list[Row]] = {}
@@ -120,26 +130,26 @@ def _uses(rows: Iterable[Row], written: Mapping[Place, _Written]) -> list[tuple[
     return uses
 
 
-def _call(module: GraphModel) -> str:
-    """A module as its constructor would be written out."""
-    return f"{module._block.name}({', '.join(f'{name}={value!r}' for name, value in module.params.items())})"
+def call_text(block: Block, params: Mapping[str, Any]) -> str:
+    """One use of a block as its constructor would be written out."""
+    return f"{block.name}({', '.join(f'{name}={value!r}' for name, value in params.items())})"
 
 
-def _written(root: Block) -> dict[Place, _Written]:
+def written_at(root: Block) -> dict[Place, _Written]:
     """What is written at the place of each row."""
     found: dict[Place, _Written] = {}
     for block in root.levels():
         assert block.outputs is not None
         first = next(expressions(block.outputs), None)
-        found[first.place() if first else block.node.place] = _Written(block, _text(block.outputs))
+        found[first.place() if first else block.node.place] = _Written(block, value_text(block.outputs))
         found |= {declared.place: _Written(block, "input") for declared in block.inputs.values()}
-        found |= {statement.place: _Written(block, _text(statement.value)) for statement in block.graph.values()}
+        found |= {statement.place: _Written(block, value_text(statement.value)) for statement in block.graph.values()}
     return found
 
 
-def _text(value: Value) -> str:
+def value_text(value: Value) -> str:
     if isinstance(value, list):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(value_text, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {_text(entry)}' for name, entry in value.items())}}}"
+        return f"{{{', '.join(f'{name}: {value_text(entry)}' for name, entry in value.items())}}}"
     return " ".join(value.text.split())

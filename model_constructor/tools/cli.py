@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from ..errors import ConfigError
-from . import check, summary, why
+from . import check, diff, eject, importer, load, migrate, new, schema, show, summary, why
 
-COMMANDS = (check, summary, why)  # each has `add_parser`, which names the function that runs it
+# Each has `add_parser`, which names the function that runs it.
+COMMANDS = (new, check, summary, why, show, diff, load, importer, eject, migrate, schema)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

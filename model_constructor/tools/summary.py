@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..model import GraphModel, Namespace
-from .arguments import add_imports, add_overrides, build_without_memory
+from .arguments import add_imports, add_overrides, add_sizes, build_without_memory, levels
 from .measure import Measured, measure
 from .table import short, table
 
@@ -28,31 +28,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("file", metavar="FILE")
     add_overrides(parser)
-    parser.add_argument(
-        "--size",
-        nargs="+",
-        action="extend",
-        default=[],
-        type=_size,
-        metavar="T=16",
-        help="sizes of symbols of the inputs; B is 1 for multiply-adds if it is not given",
-    )
-    parser.add_argument("--depth", type=_depth, metavar="N", help="show N levels, also of what is inside a type")
+    add_sizes(parser)
+    parser.add_argument("--depth", type=levels, metavar="N", help="show N levels, also of what is inside a type")
     add_imports(parser)
     parser.set_defaults(run=run)
-
-
-def _size(text: str) -> tuple[str, int]:
-    name, _, number = text.partition("=")
-    if not name or not number.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not written as T=16")
-    return name, int(number)
-
-
-def _depth(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of levels")
-    return int(text)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -116,7 +95,7 @@ def _line(name: str, module: nn.Module, measured: Measured, depth: int | None) -
         measured.shapes.get(module, ""),
         sum(p.numel() for p in module.parameters()),
         sum(p.numel() for p in module.parameters() if p.requires_grad),
-        _multiply_adds(module, measured),
+        multiply_adds(module, measured),
         below,
     )
 
@@ -127,11 +106,11 @@ def _kind(module: nn.Module) -> str:
     return "" if isinstance(module, Namespace) else type(module).__name__
 
 
-def _multiply_adds(module: nn.Module, measured: Measured) -> int:
+def multiply_adds(module: nn.Module, measured: Measured) -> int:
     """Of a list or namespace, which is not called itself, the sum of what it holds."""
     if module in measured.multiply_adds:
         return measured.multiply_adds[module]
-    return sum(_multiply_adds(child, measured) for child in module.children())
+    return sum(multiply_adds(child, measured) for child in module.children())
 
 
 def _entries(module: nn.Module, measured: Measured, depth: int | None) -> Iterator[_Line]:

@@ -47,12 +47,17 @@ def short(number: int) -> str:
     return str(number)
 
 
+def numberless(path: str) -> str:
+    """A path with `#` for each number: paths that differ in numbers alone have the same."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "#", path)
+
+
 def folded(paths: Iterable[str]) -> str:
     """Paths that differ in numbers alone as ranges: `layers.0-6.mlp`."""
     alike: dict[str, list[tuple[int, ...]]] = {}
     for path in paths:
         numbers = tuple(int(segment) for segment in re.findall(r"(?<![^.])\d+(?![^.])", path))
-        alike.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "#", path), []).append(numbers)
+        alike.setdefault(numberless(path), []).append(numbers)
     return ", ".join(_range(form, found) for form, found in alike.items())
 
 

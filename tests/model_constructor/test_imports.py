@@ -70,6 +70,7 @@ def test_the_public_names_are_these():
         "compile_ir",
         "dump",
         "load_config",
+        "load_weights",
         "register",
         "resolve_config",
         "select",

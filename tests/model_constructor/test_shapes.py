@@ -268,6 +268,8 @@ def test_what_any_reaches_is_unknown_and_the_rest_is_not():
         ("x[:, :2] if training else x", "?"),  # one or the other
         ("x[:, :2] if m is None else x", "?"),
         ("x * m if not (m is None or training) else x", "[B, 3]"),
+        ("(x, x * 2) if training else (x, None)", "([B, 3], [B, 3] or None)"),  # what is known of each
+        ("(x, x[:, :2]) if training else (x, x)", "([B, 3], ?)"),
     ],
 )
 def test_both_branches_of_a_condition_of_the_run_are_followed(expression: str, shape: str):
