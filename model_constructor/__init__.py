@@ -8,6 +8,7 @@ from .names import Registry, register
 from .selectors import select, select_parameters
 from .source import dump
 from .version1 import resolve_config
+from .weights import load_weights
 
 __all__ = [
     "Config",
@@ -20,6 +21,7 @@ __all__ = [
     "compile_ir",
     "dump",
     "load_config",
+    "load_weights",
     "register",
     "resolve_config",
     "select",

@@ -63,7 +63,7 @@ def save(model: GraphModel, folder: str | Path) -> None:
         "same_as": json.dumps(same_as),
         "computed": json.dumps({name: str(buffer.dtype).removeprefix("torch.") for name, buffer in computed.items()}),
     }
-    weights = _apart({name: tensor for tensor, name in first.items()})
+    weights = apart({name: tensor for tensor, name in first.items()})
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata))
     _replace(folder / MODEL_FILE, lambda path: path.write_text(dump(model.spec), encoding="utf-8"))
@@ -148,7 +148,7 @@ def _list(names: list[str]) -> str:
     return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
+def apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor with memory of its own, as the file has it; copied only where it shares memory with another."""
     seen: set[int] = set()
     apart = {}

@@ -56,7 +56,7 @@ def translate(tree: Node) -> Node:
     What the model does not use is left out, and what the dialect does not know is not read, each with a warning.
     Raises ConfigError with everything that is wrong with the form of the file.
     """
-    translation = _Translation(resolve(tree))
+    translation = Translation(resolve(tree))
     document = translation.document()
     if translation.problems:
         raise ConfigError(translation.problems)
@@ -175,7 +175,7 @@ class _Step:
         return list(out.values()) if isinstance(out, dict) else out if isinstance(out, list) else [self.out]
 
 
-class _Translation:
+class Translation:
     def __init__(self, tree: Node) -> None:
         self.tree = tree
         self.problems: list[Problem] = []
@@ -353,13 +353,13 @@ class _Translation:
         self.taken = {*modules, *(identifier(step.callee) for step in steps if step.kind == "op")}
         self.names = {name: name for name in places}
         for name in [*places][len(inputs) :]:
-            if name != "_" and (name in self.taken or _is_reserved(name)):
+            if name != "_" and (name in self.taken or is_reserved(name)):
                 self.names[name] = self._free_name(name)
 
     def _free_name(self, name: str) -> str:
         bare = name.strip("_")
         name = bare if bare.isidentifier() else f"value{bare}"
-        while name in self.taken or name in self.names or _is_reserved(name):
+        while name in self.taken or name in self.names or is_reserved(name):
             name += "_"
         self.taken.add(name)
         return name
@@ -371,7 +371,7 @@ class _Translation:
         elif name not in self.names:
             self.complain(f"no value is called '{name}'.", node.place, nearest(name, self.names))
         self.read.add(name)
-        return _located(ast.Name(self.names.get(name, name), ast.Load()), node.place, anchor)
+        return located(ast.Name(self.names.get(name, name), ast.Load()), node.place, anchor)
 
     def _outputs(self, graph: Node) -> Node:
         """The outputs in the form that `return` asks for."""
@@ -420,11 +420,11 @@ class _Translation:
             if len(out) > 1:
                 name = self._free_name(f"{identifier(step.callee)}_result")
                 yield name, place, _expression(tree, step.call)
-                tree = _located(ast.Name(name, ast.Load()), step.call.place, step.call)
+                tree = located(ast.Name(name, ast.Load()), step.call.place, step.call)
             for key, target in out.items() if isinstance(out, dict) else enumerate(out):
                 if target.text in self.read:
-                    index = _located(ast.Constant(key), target.place, step.call)
-                    entry = _located(ast.Subscript(tree, index, ast.Load()), target.place, step.call)
+                    index = located(ast.Constant(key), target.place, step.call)
+                    entry = located(ast.Subscript(tree, index, ast.Load()), target.place, step.call)
                     yield self.names[target.text], target.place, _expression(entry, step.call)
 
     # calls
@@ -447,15 +447,15 @@ class _Translation:
             case ("op", "getitem", [owner, key], []):
                 tree = ast.Subscript(owner, key, ast.Load())
             case _:
-                name = _located(ast.Name(identifier(step.callee), ast.Load()), anchor.place, anchor)
+                name = located(ast.Name(identifier(step.callee), ast.Load()), anchor.place, anchor)
                 tree = ast.Call(name, args, keywords)
-        return _located(tree, anchor.place, anchor)
+        return located(tree, anchor.place, anchor)
 
     def _argument(self, node: Node, anchor: Node) -> ast.expr:
         """An argument of a call: `$x` is the value x, `$$x` the text "$x"."""
         text = node.value if isinstance(node.value, str) else ""
         if text.startswith("$$"):
-            return _located(ast.Constant(text[1:]), node.place, anchor)
+            return located(ast.Constant(text[1:]), node.place, anchor)
         if text.startswith("$"):
             return self._reference(text[1:], node, anchor)
         return self._literal(node, anchor, self._argument)
@@ -464,11 +464,11 @@ class _Translation:
         if isinstance(node.value, list):
             tree: ast.expr = ast.List([read(entry, anchor) for entry in node.value], ast.Load())
         elif isinstance(node.value, dict):
-            keys = [_located(ast.Constant(key), node.key_place(key), anchor) for key in node.value]
+            keys = [located(ast.Constant(key), node.key_place(key), anchor) for key in node.value]
             tree = ast.Dict([*keys], [read(entry, anchor) for entry in node.value.values()])
         else:
             tree = ast.Constant(node.value)
-        return _located(tree, node.place, anchor)
+        return located(tree, node.place, anchor)
 
     def _keywords(self, node: Node, anchor: Node, read: Reader) -> list[ast.keyword]:
         assert isinstance(node.value, dict)
@@ -476,7 +476,7 @@ class _Translation:
             if not key.isidentifier() or keyword.iskeyword(key):
                 self.complain(f"'{key}' is not the name of an argument.", node.key_place(key))
         keywords = [(key, ast.keyword(key, read(entry, anchor))) for key, entry in node.value.items()]
-        return [_located(tree, node.key_place(key), anchor) for key, tree in keywords]
+        return [located(tree, node.key_place(key), anchor) for key, tree in keywords]
 
     # modules
 
@@ -509,9 +509,9 @@ class _Translation:
                 self.complain("a spec has '_type_' or '_target_', not both.", node.key_place("_target_"))
         places = {**_get(node, "_kwargs_").key_places, **node.key_places}
         keywords = self._keywords(replace(node, value=kwargs, key_places=places), anchor, self._constructed)
-        callee = _located(ast.Name(name, ast.Load()), written.place, anchor)
+        callee = located(ast.Name(name, ast.Load()), written.place, anchor)
         tree = ast.Call(callee, [self._constructed(entry, anchor) for entry in args], keywords)
-        return _located(tree, node.place, anchor)
+        return located(tree, node.place, anchor)
 
     def _constructed(self, node: Node, anchor: Node) -> ast.expr:
         """An argument of a constructor: a value, or a module."""
@@ -576,7 +576,7 @@ def _inferred_size(name: str) -> str:
     return next(iter(inspect.signature(types[name]).parameters)) if name in types and f"Lazy{name}" in types else ""
 
 
-def _is_reserved(name: str) -> bool:
+def is_reserved(name: str) -> bool:
     """Whether version 2 has no value of this name."""
     return name in TAKEN or keyword.iskeyword(name) or hasattr(nn.Module, name) or name.startswith("_")
 
@@ -586,7 +586,7 @@ def _expression(tree: ast.expr, node: Node) -> Translated:
     return Translated(text, node.place, node.source, text, tree=tree)
 
 
-def _located(tree: Tree, place: Place, anchor: Node) -> Tree:
+def located(tree: Tree, place: Place, anchor: Node) -> Tree:
     """`tree` at a place; what comes from another file than its expression stands where that begins."""
     if place.file != anchor.place.file:
         place = anchor.place

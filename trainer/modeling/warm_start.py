@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from model_constructor import ConfigError
 from model_constructor.errors import Place, Problem, nearest
+from model_constructor.weights import read_tensors
 from trainer.checkpoint import MANIFEST, CheckpointError, newest_checkpoint, open_checkpoint
 from trainer.modeling.problems import collected, listed, refuse
-from trainer.modeling.weights import load_weights, read_file
+from trainer.modeling.weights import load_weights
 from trainer.registry import OPTIMIZER_BUILDER_REGISTRY
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _folder(config: RunConfig, text: str, place: Place | None) -> Path:
 
 
 def _load_optimizer(config: RunConfig, name: str, optimizer: Optimizer, path: Path, place: Place | None) -> None:
-    state = read_file(path, place)
+    state = read_tensors(path, place)
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
