@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -153,7 +154,7 @@ def commands(text: str) -> Iterator[tuple[Any, list[str], str]]:
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         line, _, output = part.partition("\n")
         start = next(start for start in COMMANDS if line.startswith(start))
-        yield COMMANDS[start], line.removeprefix(start).split(), output
+        yield COMMANDS[start], shlex.split(line.removeprefix(start)), output
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

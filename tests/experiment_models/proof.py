@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from key_map import KeyMap, load_foreign, translate
+from key_map import KeyMap, KeySource, load_foreign, translate
 from torch import Tensor, nn
 
 ZOO = Path(__file__).parents[2] / "experiment_models" / "zoo"
@@ -23,7 +23,7 @@ def prove_equal(
     `call` gives a model its inputs; `call_theirs` does so for a reference whose arguments are other ones. Both models
     are of one dtype, which decides how closely they have to agree.
     """
-    randomise(theirs)
+    randomise(theirs, key_map)
     load_foreign(ours, theirs.state_dict(), key_map)
     assert count(ours) == count(theirs)
     for training in (False, True):
@@ -51,11 +51,15 @@ def prove_initial(ours: nn.Module, theirs: nn.Module, key_map: KeyMap) -> None:
             assert abs(one - other) <= 25 / parameter.numel() ** 0.5 * other, name  # of normal values: five sigma
 
 
-def randomise(model: nn.Module) -> None:
-    """Move every weight and every batch statistic off its initial value, so that none is zero or one by chance."""
+def randomise(model: nn.Module, keys: KeySource = None) -> None:
+    """Move every weight and every batch statistic off its initial value, so that none is zero or one by chance.
+
+    What a key map says is no weight, such as a table of positions, stays as it is.
+    """
+    key_map = KeyMap.read(keys)
     with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and not key_map.leaves_out(name):
                 tensor += 0.1 * torch.randn_like(tensor) * (tensor.std() if tensor.ndim > 1 else 1)
 
 
