@@ -182,7 +182,7 @@ def _laid_out(build: Callable[[], GraphModel], device: torch.device) -> GraphMod
         with torch.device("meta"):
             return build()
     except ConfigError:  # some constructor asks for values
-        with _values_but_no_parameters(device):
+        with values_but_no_parameters(device):
             return build()
 
 
@@ -216,7 +216,7 @@ def _compute_buffers(
             restore(module, mine)
             ours |= {f"{prefix}{name}" for name in mine}
     if waiting.keys() - ours:
-        with _values_but_no_parameters(device):
+        with values_but_no_parameters(device):
             built = build()
         for name in waiting.keys() - ours:
             _put(model, name, built.get_buffer(name))
@@ -226,7 +226,7 @@ def _compute_buffers(
 
 
 @contextmanager
-def _values_but_no_parameters(device: torch.device) -> Iterator[None]:
+def values_but_no_parameters(device: torch.device) -> Iterator[None]:
     """What is made inside has its values, on a device; parameters are dropped as soon as they are registered."""
     # Types that load pretrained weights do not on the meta device; so that is what they are told. (Of a device
     # without a number, get_default_device would make a tensor to see.)

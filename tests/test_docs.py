@@ -1,5 +1,6 @@
 """The pages for users are run: files are built, Python and commands give what is shown, errors are real."""
 
+import importlib
 import inspect
 import re
 import shlex
@@ -20,15 +21,15 @@ from model_constructor import ConfigError, build_model, config, construct, expre
 from model_constructor.block import FILE_KEYS
 from model_constructor.names import OPS, TAKEN, TAKEN_BY_MODELS, TYPES
 from model_constructor.tools import cli
-from trainer import evaluate, offline_trainer, registry
+from trainer import evaluate, export, offline_trainer, registry
 from trainer.config import ExperimentConfig, load_run_config
 from trainer.data.image_transforms import TRANSFORMS
 from trainer.data.normalization import MODES, normalization_modes
 from trainer.registry.plugins import load_shipped_plugins
 
 ROOT = Path(__file__).parents[1]
-DIALECT, TRAINING = ROOT / "docs/dialect.md", ROOT / "docs/training.md"
-PAGES = (ROOT / "README.md", DIALECT, TRAINING)
+DIALECT, TRAINING, OWN_DATA = (ROOT / "docs" / name for name in ("dialect.md", "training.md", "own_data.md"))
+PAGES = (ROOT / "README.md", DIALECT, TRAINING, OWN_DATA)
 QUICKSTART = ROOT / "experiment_training/quickstart/pick_place.yaml"  # what a fragment of a train config is laid over
 REGISTRIES = [getattr(registry, name) for name in registry.__all__]
 DATA_PARAMS: dict[str, Mapping[str, Any]] = {
@@ -38,7 +39,9 @@ DATA_PARAMS: dict[str, Mapping[str, Any]] = {
 COMMANDS = {
     "model-constructor ": cli.main,
     "python trainer/offline_trainer.py ": offline_trainer.main,
+    "python -m trainer.offline_trainer ": offline_trainer.main,
     "python -m trainer.evaluate ": evaluate.main,
+    "python -m trainer.export ": export.main,
 }
 FENCE = re.compile(
     r"(?:^<!-- the rest of the file\n(?P<rest>.*?)^-->\n)?^```(?P<language>[\w ]*)\n(?P<text>.*?)^```$",
@@ -53,17 +56,36 @@ class Fenced:
     rest: str | None  # of a fragment of a model file: what makes it whole
 
 
-def fenced(page: Path) -> list[Fenced]:
-    return [Fenced(found["language"], found["text"], found["rest"]) for found in FENCE.finditer(page.read_text())]
+def fenced(page: Path, whole: bool) -> list[Fenced]:
+    """The blocks of a page; those marked `slow` behind their language only if it is asked for whole."""
+    return [
+        Fenced(found["language"].removesuffix(" slow"), found["text"], found["rest"])
+        for found in FENCE.finditer(page.read_text())
+        if whole or not found["language"].endswith(" slow")
+    ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page, whole",
+    [
+        *(pytest.param(page, False, id=page.name) for page in PAGES),
+        pytest.param(OWN_DATA, True, id="own_data.md, whole", marks=pytest.mark.slow),
+    ],
+)
 def test_everything_on_a_page_runs_in_its_order_and_gives_what_is_shown(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    whole: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "path", [*sys.path])
+    if page == OWN_DATA:
+        monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path / "home"))
+        monkeypatch.syspath_prepend(ROOT / "tests/own_data")
+        importlib.import_module("recordings").write_recordings(tmp_path)
     load_shipped_plugins()
     for each in (TYPES, OPS, *REGISTRIES):
         monkeypatch.setattr(each, "_entries", dict(each._entries))
@@ -71,7 +93,10 @@ def test_everything_on_a_page_runs_in_its_order_and_gives_what_is_shown(
     for folder in ("experiment_models", "experiment_training"):
         Path(folder).symlink_to(ROOT / folder)
     scope: dict[str, Any] = {}
-    blocks = [block for block in fenced(page) if block.language in ("yaml", "python", "console", "text")]
+    blocks = [block for block in fenced(page, whole) if block.language in ("yaml", "python", "console", "text")]
+    for block in reversed(blocks):  # a reader has saved the files before the first command
+        if name := re.match(r"# (\w+\.(?:py|yaml))\n", block.text):
+            Path(name[1]).write_text(block.text)
     for block, after in zip(blocks, [*blocks[1:], None], strict=True):
         shown = after.text if after and after.language == "text" else ""
         if block.language == "yaml" and is_train_config(block.text):
@@ -79,8 +104,8 @@ def test_everything_on_a_page_runs_in_its_order_and_gives_what_is_shown(
         elif block.language == "yaml":
             name, error = built(block)
             assert error == (shown if shown.startswith(f"{name}:") else "")
-        elif block.language == "python" and (name := re.match(r"# (\w+\.py)\n", block.text)):
-            Path(name[1]).write_text(block.text)  # a plugin: the config that names it imports it
+        elif block.language == "python" and re.match(r"# \w+\.py\n", block.text):
+            continue  # a plugin: the config that names it imports it
         elif block.language == "python":
             failure = run(block.text, scope)
             printed = capsys.readouterr().out
@@ -91,7 +116,7 @@ def test_everything_on_a_page_runs_in_its_order_and_gives_what_is_shown(
             for command, arguments, output in commands(block.text):
                 command(arguments)
                 real = capsys.readouterr()
-                if "  ...\n" in output:
+                if re.search(r"  \.\.\.\n|…", output):
                     assert_told(output, real.out + real.err)
                 else:
                     assert real.out + real.err == output
@@ -144,8 +169,8 @@ def run(code: str, scope: dict[str, Any]) -> str:
 
 
 def assert_told(shown: str, real: str) -> None:
-    """Every stretch of `shown`, which leaves out what stands at `...`, is in `real`, in this order."""
-    for stretch in filter(None, shown.split("  ...\n")):
+    """Every stretch of `shown`, which leaves out lines at `...` and parts of one at `…`, is in `real`, in this order."""
+    for stretch in filter(None, re.split(r"  \.\.\.\n|…", shown)):
         assert stretch in real
         real = real.partition(stretch)[2]
 

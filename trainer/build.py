@@ -28,6 +28,7 @@ from trainer.data.normalization import fingerprint, read_stats
 from trainer.data.preparation import Preparation, build_preparation
 from trainer.data.sampler import UpdateSampler
 from trainer.distributed import World
+from trainer.execution import wrong_execution
 from trainer.modeling import build_components
 from trainer.modeling.optimizers import build_optimizers
 from trainer.modeling.warm_start import warm_start
@@ -263,7 +264,12 @@ def build_trainer(
     if world.size > 1 and not is_component_trainer(entry.type):
         models = each_in_its_own_ddp(models, config.experiment.model.find_unused_parameters)
     given = {"models": models, "optimizers": dict(optimizers), "loss": loss, "device": device}
-    return build_registered(config, TRAINER_REGISTRY, entry, ("train", "trainer"), **given)
+    trainer = build_registered(config, TRAINER_REGISTRY, entry, ("train", "trainer"), **given)
+    if isinstance(trainer, ComponentTrainer):
+        wrong = wrong_execution(trainer.execute_steps, trainer.ensemble_decay, horizon=None)
+        if problems := [Problem(what, config.place("train", "trainer"), right) for what, right in wrong]:
+            raise ConfigError(problems)
+    return trainer
 
 
 def each_in_its_own_ddp(models: nn.ModuleDict, find_unused_parameters: bool) -> nn.ModuleDict:

@@ -66,7 +66,11 @@ def wrong_execution(execute_steps: object, ensemble_decay: object, horizon: int 
         )
     if ensemble_decay is None:
         return
-    if type(ensemble_decay) not in (int, float) or not math.isfinite(ensemble_decay):
+    if (
+        isinstance(ensemble_decay, bool)
+        or not isinstance(ensemble_decay, int | float)
+        or not math.isfinite(ensemble_decay)
+    ):
         yield f"ensemble_decay is {ensemble_decay!r}", "a number, such as 0.01; 0 weighs all predictions the same"
     if execute_steps is not None:
         yield (

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model_constructor import ConfigError, build_model, load_config
+from model_constructor.saving import values_but_no_parameters
 from trainer.build import build_registered, build_trainer, pick_device
 from trainer.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, open_checkpoint
 from trainer.config import RunConfig
@@ -130,17 +131,18 @@ def load_policy(run_or_checkpoint: str | Path, device: torch.device | str | None
     device = pick_device() if device is None else torch.device(device)
     models = nn.ModuleDict()
     for name in checkpoint.components:
-        models[name] = build_model(checkpoint.path / f"{name}.yaml", allow_imports=config.experiment.plugins)
+        with values_but_no_parameters(torch.device("cpu")):  # pretrained weights would be fetched, and replaced
+            models[name] = build_model(checkpoint.path / f"{name}.yaml", allow_imports=config.experiment.plugins)
         apply_build_args(models[name], config.experiment.model.build_args(name))
-        models[name].load_state_dict(checkpoint.tensors(f"{name}_ema" if checkpoint.has(f"{name}_ema") else name))
+        weights = checkpoint.tensors(f"{name}_ema" if checkpoint.has(f"{name}_ema") else name)
+        models[name].load_state_dict(weights, assign=True)
     models.to(device).requires_grad_(False).eval()
     train = config.experiment.train
     loss = build_registered(config, LOSS_BUILDER_REGISTRY, train.loss, ("train", "loss")).build().to(device)
     trainer = build_trainer(config, models, {}, loss, device, World())
-    if not isinstance(trainer, ComponentTrainer) or type(trainer).predict is ComponentTrainer.predict:
-        raise TypeError(
-            f"trainer '{train.trainer.type}' has no `predict`: only the run of a ComponentTrainer with one makes a policy"
-        )
+    if not isinstance(trainer, ComponentTrainer) or trainer.__class__.predict is ComponentTrainer.predict:
+        name = train.trainer.type
+        raise TypeError(f"trainer '{name}' has no `predict`: only a ComponentTrainer that has one makes a policy")
     state = checkpoint.tensors("training_state")
     if not {"statistics", "normalization", "item_shapes", "images"} <= state.keys():
         raise CheckpointError(f"{checkpoint.path} holds no statistics: its weights have no units without them")

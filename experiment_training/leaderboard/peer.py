@@ -81,8 +81,8 @@ def train(spec: Spec, run_dir: Path) -> list[float]:
     ends: list[float] = []
     step = MetricsTracker.step
 
-    def marked_step(tracker: MetricsTracker) -> None:
-        step(tracker)
+    def marked_step(self: MetricsTracker) -> None:
+        step(self)
         ends.append(time.perf_counter())
 
     MetricsTracker.step = marked_step

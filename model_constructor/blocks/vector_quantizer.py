@@ -39,7 +39,7 @@ class VectorQuantizer(nn.Module):
 
         Except in training with noise substitution, `quantized` is exactly the code.
         """
-        chosen = _nearest(x.detach().float(), self.codebook.detach().float())
+        chosen = self.nearest(x)
         code = F.embedding(chosen, self.codebook)
         if self.training:
             self.uses.scatter_add_(0, chosen.flatten(), torch.ones_like(chosen.flatten()))
@@ -47,6 +47,11 @@ class VectorQuantizer(nn.Module):
             direction = F.normalize(torch.randn_like(x), dim=-1)
             return x + (x - code).norm(dim=-1, keepdim=True) * direction, chosen
         return code.detach() + (x - x.detach()), chosen
+
+    @torch.no_grad()
+    def nearest(self, x: Tensor) -> Tensor:
+        """x [..., dim] -> chosen [...], as `forward` gives it; no use is counted."""
+        return _nearest(x.float(), self.codebook.float())
 
     @torch.no_grad()
     def replace_dead_codes(self, least_uses: int = 1, spread: float = 0.02) -> Tensor:

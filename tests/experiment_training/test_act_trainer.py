@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lerobot.policies.act.modeling_act import ACTPolicy
+from lerobot.policies.act.modeling_act import ACTPolicy, ACTTemporalEnsembler
 from torch import nn
 
 import experiment_training.components  # noqa: F401  registers them
 from model_constructor import ConfigError, build_model
+from trainer.execution import TemporalEnsemble
 from trainer.registry import LOSS_BUILDER_REGISTRY, OPTIMIZER_BUILDER_REGISTRY, TRAINER_REGISTRY
 
 sys.path.append(str(Path(__file__).parents[1] / "experiment_models"))
@@ -130,12 +131,27 @@ def test_a_policy_that_was_trained_predicts_the_actions_of_an_observation_and_dr
     assert float((chunk - batch["action"])[valid].abs().mean()) < 0.2 < float(batch["action"][valid].abs().mean())
 
 
+@pytest.mark.parametrize("decay", [0.01, 0.0, -0.2])
+def test_temporal_ensembling_is_lerobots(decay):
+    chunks = torch.randn(20, 1, 6, 3)  # steps, batch, horizon, action
+    ours, theirs = TemporalEnsemble(decay), ACTTemporalEnsembler(decay, chunk_size=6)
+    for chunk in chunks:
+        ours.add(chunk[0].numpy())
+        torch.testing.assert_close(torch.from_numpy(ours.action())[None], theirs.update(chunk))
+
+
+def test_a_policys_way_to_execute_is_told_to_it():
+    trainer = make_trainer(make_policy(), ensemble_decay=0.01)
+    assert (trainer.ensemble_decay, trainer.execute_steps) == (0.01, None)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         pytest.param({"loss": "l2_loss"}, "it cannot train with L2Loss", id="another loss"),
         pytest.param({"execute_steps": 7}, "execute_steps is 7", id="more steps than the chunk has"),
         pytest.param({"execute_steps": True}, "execute_steps is True", id="no number"),
+        pytest.param({"execute_steps": 2, "ensemble_decay": 0.01}, "ensemble_decay is 0.01", id="both at once"),
         pytest.param({"policy": {"actor": nn.Linear(1, 1)}}, "the components are actor", id="another component"),
         pytest.param({"policy": nn.Linear(1, 1)}, "does not declare cameras, chunk, env_dim", id="another policy"),
     ],

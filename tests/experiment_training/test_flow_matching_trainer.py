@@ -86,6 +86,27 @@ def test_the_loss_compares_the_predicted_velocity_with_that_of_the_path_the_deco
     torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_with_cameras_the_embedder_gets_the_tokens_of_each_by_its_name_after_the_state():
+    class Seeing(Embedder):
+        def forward(self, state, *tokens):
+            self.seen = tokens
+            return super().forward(state)
+
+    class Doubled(nn.Module):
+        def forward(self, image):
+            return 2 * image.flatten(2)  # [B, 3, places]: three tokens
+
+    embedder, cameras = Seeing(), {"left_backbone": Doubled(), "head_backbone": Doubled()}
+    models = nn.ModuleDict({"observation_embedder": embedder, "action_decoder": Decoder(), **cameras})
+    module = LOSS_BUILDER_REGISTRY.get("flow_matching")().build()
+    trainer = TRAINER_REGISTRY.get("flow_matching_trainer")(models, {}, module, "cpu")
+    images = {f"observation.images.{name}": torch.rand(2, 2, 3, 4, 4) for name in ("head", "left")}  # two of each
+    trainer.compute_loss({**make_batch(size=2), **images})
+    for name, tokens in zip(("head", "left"), embedder.seen, strict=True):
+        older, newer = (2 * images[f"observation.images.{name}"][:, time].flatten(2) for time in range(2))
+        assert torch.equal(tokens, torch.cat([older, newer], dim=1))
+
+
 def test_padded_steps_have_no_influence_and_the_weight_is_the_number_of_the_others():
     trainer, batch = make_trainer(), make_batch()
     batch["action_is_pad"][:, 2:] = True
@@ -132,6 +153,7 @@ def test_a_prediction_integrates_the_decoder_from_noise_in_the_steps_that_were_s
 def test_how_many_actions_a_policy_executes_is_kept_for_it():
     assert make_trainer().execute_steps is None
     assert make_trainer(execute_steps=HORIZON).execute_steps == HORIZON
+    assert make_trainer(ensemble_decay=0.01).ensemble_decay == 0.01
 
 
 @pytest.mark.parametrize(
@@ -148,6 +170,8 @@ def test_how_many_actions_a_policy_executes_is_kept_for_it():
         ({"integration_steps": 0}, "integration_steps is 0\n    a whole number from 1"),
         ({"execute_steps": HORIZON + 1}, "execute_steps is 5\n    a whole number from 1 to 4"),
         ({"execute_steps": 0}, "execute_steps is 0"),
+        ({"ensemble_decay": True}, "ensemble_decay is True"),
+        ({"execute_steps": 1, "ensemble_decay": 0.01}, "an ensemble predicts at every step: leave out one of the two"),
     ],
 )
 def test_a_wrong_set_up_is_explained(arguments, message):

@@ -123,6 +123,22 @@ def test_a_named_path_equals_the_packages_affine_path(name, scheduler, arguments
     torch.testing.assert_close(ours.velocity, -theirs.dx_t if noise_at else theirs.dx_t)
 
 
+@pytest.mark.parametrize("noise_at", [0, 1])
+@pytest.mark.parametrize("name", ["straight", "cosine", "linear_vp", "polynomial(0.5)", "vp"])
+def test_the_action_ahead_of_a_point_is_that_of_its_path(name, noise_at):
+    module, action, noise, time = (
+        flow(path=name, noise_at=noise_at),
+        random(6, 4, 3),
+        random(6, 4, 3, seed=1),
+        torch.linspace(0.1, 0.9, 6),
+    )
+    point = module.path(action, noise, time)
+    torch.testing.assert_close(module.action_ahead(point, point.velocity), action, rtol=1e-3, atol=1e-3)
+    if name == "straight":
+        left, velocity = ((-time if noise_at else 1 - time).view(-1, 1, 1), random(6, 4, 3, seed=2))
+        torch.testing.assert_close(module.action_ahead(point, velocity), point.x_t + left * velocity)
+
+
 @pytest.mark.parametrize("name", ["straight", "cosine", "linear_vp", "polynomial(0.5)", "vp"])
 def test_the_velocity_is_the_derivative_of_the_path_and_finite_at_its_ends(name):
     module = flow(path=name)

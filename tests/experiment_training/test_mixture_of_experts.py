@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import experiment_training.components  # noqa: F401  registers them
+from experiment_training.components.loss.mixture_of_experts import gated_velocity_loss
 from model_constructor import ConfigError
 from trainer.registry import LOSS_BUILDER_REGISTRY
 
@@ -96,3 +97,20 @@ def test_wrong_values_are_explained(name):
             term(name, coefficient=wrong)
     with pytest.raises(ValueError, match=re.escape("the tokens are [3, 5]")):
         term(name)(make_logits(3, 5, 4), torch.ones(5, dtype=torch.bool))
+
+
+def test_experts_are_compared_with_the_target_one_by_one_over_the_valid_steps_and_weighted():
+    velocities, target, weights = make_logits(3, 4, 5, 2), make_logits(3, 5, 2, seed=1), make_logits(3, 4).softmax(-1)
+    valid = torch.arange(5) < torch.tensor([5, 2, 0])[:, None]
+    total = 0.0
+    for chunk, expert in np.ndindex(3, 4):
+        errors = [
+            float(e)
+            for t in range(5)
+            if valid[chunk, t]
+            for e in (velocities[chunk, expert, t] - target[chunk, t]) ** 2
+        ]
+        total += float(weights[chunk, expert]) * (np.mean(errors) if errors else 0.0) / 3
+    loss = gated_velocity_loss(velocities, target, weights, valid)
+    assert float(loss) == pytest.approx(total, rel=1e-5)
+    assert gated_velocity_loss(velocities.bfloat16(), target.bfloat16(), weights, valid).dtype == torch.float32

@@ -56,10 +56,18 @@ class FlowMatching(nn.Module):
 
     def path(self, action: Tensor, noise: Tensor, time: Tensor) -> PathSample:
         """The point at `time` [B] on the path between `noise` and `action` [B, T, A]."""
-        at_B11 = (one.view(-1, *(1,) * (action.ndim - 1)) for one in self.point_at(self._turned(time)))
-        alpha_B11, sigma_B11, d_alpha_B11, d_sigma_B11 = at_B11
+        alpha_B11, sigma_B11, d_alpha_B11, d_sigma_B11 = self._at(time, action.ndim)
         velocity = d_alpha_B11 * action + d_sigma_B11 * noise
         return PathSample(alpha_B11 * action + sigma_B11 * noise, time, -velocity if self.noise_at else velocity)
+
+    def action_ahead(self, point: PathSample, velocity: Tensor) -> Tensor:
+        """What lies at the path's end if it runs through the point with this velocity, [B, T, A] -> [B, T, A].
+
+        The two lines of `path` solved for the action; on a straight path x_t + (1 - t) velocity, with the noise at 0.
+        """
+        alpha_B11, sigma_B11, d_alpha_B11, d_sigma_B11 = self._at(point.time, velocity.ndim)
+        velocity = -velocity if self.noise_at else velocity
+        return (d_sigma_B11 * point.x_t - sigma_B11 * velocity) / (d_sigma_B11 * alpha_B11 - sigma_B11 * d_alpha_B11)
 
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """Predicted and true velocity [B, T, A], valid steps [B, T] or dimensions [B, T, A] -> []; see `L2Loss`."""
@@ -95,6 +103,10 @@ class FlowMatching(nn.Module):
         end = field.sample(noise, None, solver, time_grid=times, enable_grad=torch.is_grad_enabled())
         assert isinstance(end, Tensor)
         return end
+
+    def _at(self, time: Tensor, ndim: int) -> tuple[Tensor, ...]:
+        """alpha, sigma and their derivatives at `time` [B], each [B, 1, 1]."""
+        return tuple(one.view(-1, *(1,) * (ndim - 1)) for one in self.point_at(self._turned(time)))
 
     def _turned(self, time: Tensor) -> Tensor:
         """Time -> time since the noise, and back."""

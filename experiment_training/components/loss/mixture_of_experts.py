@@ -1,6 +1,7 @@
 """Mixture-of-experts terms: a router's logits -> what keeps it small, and what keeps its experts equally busy.
 
-They are added to a step's own loss. Logits are [..., E]: E experts, any number of tokens before them.
+They are added to a step's own loss, e.g. to `gated_velocity_loss`. Logits are [..., E]: E experts, any number of tokens
+before them.
 """
 
 from __future__ import annotations
@@ -46,6 +47,19 @@ class SwitchLoadBalancingLoss(nn.Module):
         fraction_E = (share_N[:, None] * nn.functional.one_hot(tokens_NE.argmax(dim=-1), experts)).sum(dim=0)
         probability_E = (share_N[:, None] * tokens_NE.softmax(dim=-1)).sum(dim=0)
         return self.coefficient * experts * (fraction_E * probability_E).sum()
+
+
+def gated_velocity_loss(velocities: Tensor, target: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
+    """The experts' squared errors over the valid steps of a chunk, by the gate's weights; the mean over chunks.
+
+    Velocities [B, E, T, A], target [B, T, A], weights [B, E], valid steps [B, T] -> []; float32 also under autocast.
+    Each expert is compared with the target itself, so that experts compete for chunks instead of mending each other's
+    errors: Jacobs et al. 1991 (Adaptive mixtures of local experts, Neural Computation 3), eq. 1.2.
+    """
+    errors_BET = (velocities.float() - target.float()[:, None]).square().mean(dim=-1)
+    valid_B1T = valid[:, None]
+    errors_BE = (errors_BET * valid_B1T).sum(dim=-1) / valid_B1T.sum(dim=-1).clamp(min=1)
+    return (weights * errors_BE).sum(dim=-1).mean()
 
 
 def _tokens(logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from experiment_training.components.loss.act import ActLoss
 from model_constructor.errors import ConfigError, Problem
+from trainer.execution import wrong_execution
 from trainer.registry import TRAINER_REGISTRY
 from trainer.templates import ComponentTrainer, StepOutput
 
@@ -34,9 +35,10 @@ class ActTrainer(ComponentTrainer):
         loss: ActLoss,
         device: torch.device | str,
         execute_steps: int | None = None,
+        ensemble_decay: float | None = None,
     ) -> None:
         super().__init__(models, optimizers, loss, device)
-        self.execute_steps = execute_steps
+        self.execute_steps, self.ensemble_decay = execute_steps, ensemble_decay
         self.params: Mapping[str, Any] = getattr(dict(models.items()).get("policy"), "params", {})
         if problems := [Problem(f"act_trainer: {what}", hint=right) for what, right in self._wrong()]:
             raise ConfigError(problems)
@@ -74,6 +76,4 @@ class ActTrainer(ComponentTrainer):
             yield f"the policy does not declare {', '.join(missing)}", "declare them under params:, as zoo/act/act.yaml"
         if not isinstance(self.loss, ActLoss):
             yield f"it cannot train with {type(self.loss).__name__}", "loss: {type: act_loss}"
-        most, steps = self.params.get("chunk", 1), self.execute_steps
-        if steps is not None and not (type(steps) is int and 1 <= steps <= most):
-            yield f"execute_steps is {steps!r}", f"a whole number from 1 to {most}, the chunk"
+        yield from wrong_execution(self.execute_steps, self.ensemble_decay, self.params.get("chunk", 1))

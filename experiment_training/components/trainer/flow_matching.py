@@ -1,6 +1,7 @@
 """Flow-matching trainer: (observations, actions) -> loss of the predicted velocity; (observations, noise) -> actions.
 
-Components: `observation_embedder(state) -> context` and `action_decoder(x_t, time, context) -> velocity`, by position.
+Components: `observation_embedder(state) -> context` and `action_decoder(x_t, time, context) -> velocity`, by position;
+with a `<camera>_backbone` or several, the embedder also takes the tokens of each, in the order of names.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ class FlowMatchingTrainer(FlowPolicyTrainer):
         integration_steps: int = 10,
         solver: Solver = "euler",
         execute_steps: int | None = None,
+        ensemble_decay: float | None = None,
     ) -> None:
-        super().__init__(models, optimizers, loss, device, loss, integration_steps, solver, execute_steps)
+        options = (integration_steps, solver, execute_steps, ensemble_decay)
+        super().__init__(models, optimizers, loss, device, loss, *options)
 
     def compute_loss(self, batch: dict[str, Any]) -> StepOutput:
         valid = ~batch["action_is_pad"]  # [B, T] steps behind an episode's end are not learned
@@ -41,8 +44,8 @@ class FlowMatchingTrainer(FlowPolicyTrainer):
         velocity = self.velocity(path.x_t, path.time, self.condition(batch))  # [B, T, A]
         return StepOutput(self.flow(velocity, path.velocity, valid), weight=valid.sum())
 
-    def condition(self, batch: dict[str, Any]) -> tuple[Tensor]:
-        return (self.models["observation_embedder"](batch[STATE]),)
+    def condition(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> tuple[Tensor]:
+        return (self.models["observation_embedder"](batch[STATE], *self.tokens(batch)),)
 
     def wrong(self) -> Iterator[tuple[str, str]]:
         yield from super().wrong()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from experiment_training.components.loss.flow_matching import FlowMatching, Solver
 from model_constructor.errors import ConfigError, Problem, nearest
+from trainer.execution import wrong_execution
 from trainer.templates import ComponentTrainer
 
 STATE, IMAGES = "observation.state", "observation.images."
@@ -26,6 +27,10 @@ class FlowPolicyTrainer(ComponentTrainer):
     """The chunk's shape is the decoder's: its YAML declares the params `horizon` (T) and `action_dim` (A)."""
 
     components: tuple[str, ...] = (DECODER,)  # those that have to be there; backbones are extra
+    optional: tuple[str, ...] = ()  # those that may be there
+    needs_camera = False
+    # Params, and the components whose files have to give each of them one value.
+    agreeing: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(
         self,
@@ -37,13 +42,16 @@ class FlowPolicyTrainer(ComponentTrainer):
         integration_steps: int,
         solver: Solver,
         execute_steps: int | None,
+        ensemble_decay: float | None = None,
     ) -> None:
         super().__init__(models, optimizers, loss, device)
         self.flow = flow
-        self.integration_steps, self.solver, self.execute_steps = integration_steps, solver, execute_steps
+        self.integration_steps, self.solver = integration_steps, solver
+        self.execute_steps, self.ensemble_decay = execute_steps, ensemble_decay
         params = getattr(dict(models.items()).get(DECODER), "params", {})
         self.horizon, self.action_dim = params.get("horizon", 0), params.get("action_dim", 0)
-        self.cameras = [name.removesuffix(BACKBONE) for name in models if name.endswith(BACKBONE)]
+        # By name: a checkpoint keeps no order, and tokens have to stand where they stood in training.
+        self.cameras = sorted(name.removesuffix(BACKBONE) for name in models if name.endswith(BACKBONE))
         if problems := [Problem(f"{self.name}: {what}", hint=right) for what, right in self.wrong()]:
             raise ConfigError(problems)
 
@@ -53,8 +61,8 @@ class FlowPolicyTrainer(ComponentTrainer):
         """The registered one."""
 
     @abstractmethod
-    def condition(self, batch: dict[str, Any]) -> tuple[Any, ...]:
-        """Observations -> what the decoder takes after x_t and time."""
+    def condition(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> tuple[Any, ...]:
+        """Observations -> what the decoder takes after x_t and time; `generator` draws what is random in it."""
 
     def velocity(self, x_t: Tensor, time: Tensor, condition: tuple[Any, ...]) -> Tensor:
         """[B, T, A], [B] -> [B, T, A]; what inference follows."""
@@ -62,9 +70,11 @@ class FlowPolicyTrainer(ComponentTrainer):
 
     @torch.no_grad()
     def predict(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> Tensor:
-        condition = self.condition(batch)
-        shape = (len(batch[STATE]), self.horizon, self.action_dim)
-        noise = torch.randn(shape, generator=generator, device=self.device)  # [B, T, A]
+        return self.draw(self.condition(batch, generator), len(batch[STATE]), generator)
+
+    def draw(self, condition: tuple[Any, ...], size: int, generator: torch.Generator | None) -> Tensor:
+        """Noise of `size` chunks, led along the velocity to [B, T, A]."""
+        noise = torch.randn((size, self.horizon, self.action_dim), generator=generator, device=self.device)
         return self.flow.integrate(
             lambda x, time: self.velocity(x, time, condition), noise, self.integration_steps, self.solver
         )
@@ -80,8 +90,11 @@ class FlowPolicyTrainer(ComponentTrainer):
             known = [name for name in known if not name.endswith("_is_pad")]
             message = f"{self.name}: there is a component {camera}{BACKBONE}, and the data set has no {key}"
             raise ConfigError(Problem(message, hint=nearest(camera, known)))
-        images = batch[key]  # [B, H, 3, h, w]
-        return self.models[camera + BACKBONE](images.flatten(0, 1)).unflatten(0, images.shape[:2]).flatten(1, 2)
+        return self.of_images(camera + BACKBONE, batch[key])
+
+    def of_images(self, component: str, images: Tensor) -> Tensor:
+        """[B, H, 3, h, w] -> [B, H * S, D]: the S tokens that a component makes of each image."""
+        return self.models[component](images.flatten(0, 1)).unflatten(0, images.shape[:2]).flatten(1, 2)
 
     def wrong(self) -> Iterator[tuple[str, str]]:
         """What does not fit, and what would."""
@@ -89,13 +102,22 @@ class FlowPolicyTrainer(ComponentTrainer):
             if name not in self.models:
                 yield f"there is no component '{name}'", f"it trains {', '.join(self.components)}"
         for name in self.models:
-            if name not in self.components and not name.endswith(BACKBONE):
-                yield f"it has no use for the component '{name}'", nearest(name, (*self.components, "head_backbone"))
+            if name not in (*self.components, *self.optional) and not name.endswith(BACKBONE):
+                known = (*self.components, *self.optional, "head_backbone")
+                yield f"it has no use for the component '{name}'", nearest(name, known)
+        if self.needs_camera and not self.cameras:
+            yield "there is no camera", "a component head_backbone sees the data set's observation.images.head"
+        for param, owners in self.agreeing.items():
+            found = {
+                name: getattr(self.models[name], "params", {}).get(param) for name in owners if name in self.models
+            }
+            if len(set(found.values())) > 1:
+                told = ", ".join(f"{value} in the {name}" for name, value in found.items())
+                yield f"{param} is {told}", "the same in all of them: see model.component_params"
         if not (self.horizon and self.action_dim):
             yield f"the {DECODER} does not say its chunk's shape", "declare `horizon` and `action_dim` under params:"
         if self.solver not in get_args(Solver):
             yield f"solver is {self.solver!r}", f"one of {', '.join(get_args(Solver))}"
-        for name, most in {"integration_steps": None, "execute_steps": self.horizon}.items():
-            value = getattr(self, name)
-            if value is not None and not (type(value) is int and 1 <= value <= (most or value)):
-                yield f"{name} is {value!r}", f"a whole number from 1{f' to {most}' if most else ''}"
+        if not (type(self.integration_steps) is int and self.integration_steps >= 1):
+            yield f"integration_steps is {self.integration_steps!r}", "a whole number from 1"
+        yield from wrong_execution(self.execute_steps, self.ensemble_decay, self.horizon)

@@ -9,7 +9,6 @@ it comes after the run instead: workers would read ahead meanwhile.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -68,9 +68,10 @@ class ReferenceTrainer(FlowMatchingTrainer):
         scale = random.gauss(1, 0.1) * np.random.normal(1, 0.1)  # a trainer may draw from any stream, as a data set may
         return super().compute_loss({**batch, "observation.state": batch["observation.state"] * scale})
 
-    def _context(self, batch: dict) -> Tensor:
+    def condition(self, batch: dict, generator: torch.Generator | None = None) -> tuple[Tensor]:
         state, image = batch["observation.state"], batch["observation.images.top"]  # with a window of 1, or without
-        return self.models["observation_embedder"](state.flatten(1), image.reshape(len(image), *image.shape[-3:]))
+        image = image.reshape(len(image), *image.shape[-3:])
+        return (self.models["observation_embedder"](state.flatten(1), image),)
 
 
 @EVALUATION_BUILDER_REGISTRY.register("reference_evaluation")

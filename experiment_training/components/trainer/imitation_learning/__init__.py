@@ -1,0 +1,1 @@
+"""Imitation learning: the trainers of the experiments, one folder per family."""

@@ -1,0 +1,1 @@
+"""Mutual information estimator: what actions tell of observations, and observations of actions."""

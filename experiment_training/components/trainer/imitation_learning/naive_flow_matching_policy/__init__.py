@@ -1,0 +1,1 @@
+"""Naive flow-matching policy: what the other families are measured against."""

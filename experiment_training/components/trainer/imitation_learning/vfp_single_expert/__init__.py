@@ -1,0 +1,1 @@
+"""A variational flow policy with a single expert."""
