@@ -97,6 +97,9 @@ def test_everything_on_a_page_runs_in_its_order_and_gives_what_is_shown(
     for block in reversed(blocks):  # a reader has saved the files before the first command
         if name := re.match(r"# (\w+\.(?:py|yaml))\n", block.text):
             Path(name[1]).write_text(block.text)
+            monkeypatch.delitem(
+                sys.modules, Path(name[1]).stem, raising=False
+            )  # a plugin that an earlier test imported
     for block, after in zip(blocks, [*blocks[1:], None], strict=True):
         shown = after.text if after and after.language == "text" else ""
         if block.language == "yaml" and is_train_config(block.text):
@@ -180,6 +183,22 @@ def commands(text: str) -> Iterator[tuple[Any, list[str], str]]:
         line, _, output = part.partition("\n")
         start = next(start for start in COMMANDS if line.startswith(start))
         yield COMMANDS[start], shlex.split(line.removeprefix(start)), output
+
+
+def test_the_examples_of_components_have_the_protocols_of_old() -> None:
+    assert_told("\n  ...\n".join([*OLD_PROTOCOLS, ""]), section("Your own components", OWN_DATA))
+
+
+OLD_PROTOCOLS = [  # as those who wrote components before this repository know them
+    '@DATASET_BUILDER_REGISTRY.register("my_dataset")\nclass MyDatasetFactory:',
+    "    def build(self, opt_params, params) -> dict:",
+    '@LOSS_BUILDER_REGISTRY.register("my_loss")\nclass MyLossFactory:\n    def build(self) -> nn.Module:',
+    '@OPTIMIZER_BUILDER_REGISTRY.register("my_optim")\nclass MyOptimFactory:',
+    "    def build(self, params) -> torch.optim.Optimizer:",
+    '@TRAINER_REGISTRY.register("my_trainer")\nclass MyTrainer:',
+    "    def __init__(self, models, optimizers, loss, device):",
+    "    def train_step(self, data, **kwargs) -> dict:",
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

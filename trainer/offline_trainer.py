@@ -9,7 +9,6 @@ if not __package__:  # started as a script: trainer/ must not make its `config` 
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 import argparse
-import os
 import signal
 
 

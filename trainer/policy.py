@@ -49,7 +49,7 @@ class Policy:
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
-        """A new episode: nothing is remembered of the last one. With a `seed`, all that is drawn depends on it alone."""
+        """A new episode: nothing is remembered of the last one. With a `seed`, what is drawn depends on it alone."""
         if seed is not None:
             self._generator.manual_seed(int(np.random.SeedSequence([self._seed, seed]).generate_state(1)[0]))
         self._history = {key: deque(maxlen=self.item_shapes[key][0]) for key in self._windowed}

@@ -221,7 +221,6 @@ WRONG = [
     ({"execute_steps": 9}, {}, "execute_steps is 9"),
     ({"execute_steps": 4, "ensemble_decay": 0.1}, {}, "leave out one of the two"),
     ({}, {"gate": None}, "there is no component 'gate'"),
-    ({}, {"head_backbone": None, "left_backbone": None, "right_backbone": None}, "there is no camera"),
     ({}, {"prior": {"latent_dim": 6}}, "latent_dim is 4 in the posterior, 6 in the prior, 4 in the gate, 4 in the action_decoder"),
     ({}, {"gate": {"experts": 3}}, "experts is 3 in the gate, 2 in the action_decoder"),
     ({}, {"posterior": {"horizon": 9}}, "horizon is 9 in the posterior, 8 in the action_decoder"),

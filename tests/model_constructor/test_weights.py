@@ -38,6 +38,12 @@ KEYS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a table has to cut depends on the terminal."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 class Reference(nn.Module):
     """The same model as another author has written it: a fused projection, and torch's own attention."""
 

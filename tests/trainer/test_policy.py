@@ -10,6 +10,7 @@ import pytest
 import torch
 from toy_plugin import ToyDataset
 
+from model_constructor import names, register
 from trainer import Policy, load_policy, train
 from trainer.checkpoint import CheckpointError
 from trainer.data.augmentation import Augmentation
@@ -288,3 +289,28 @@ def test_a_wrong_evaluation_is_explained(run_dir: Path, config: Path, capsys: py
     assert "names no evaluation" in capsys.readouterr().err
     assert evaluate([str(config.parent)]) == 2
     assert "holds no valid checkpoint" in capsys.readouterr().err
+
+
+def test_pretrained_weights_are_not_fetched_again(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+
+    class Fetching(torch.nn.Linear):
+        """As TimmBackbone does: weights are fetched unless it is built on the meta device."""
+
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__(inputs, outputs)
+            if torch.get_default_device().type != "meta":
+                fetched.append(1)
+                with torch.no_grad():
+                    self.weight.fill_(0.5)
+
+    monkeypatch.setattr(names.TYPES, "_entries", {**names.TYPES._entries})
+    register("Fetching")(Fetching)
+    model = config.with_name("encoder.yaml")
+    model.write_text(model.read_text().replace("Linear(", "Fetching("))
+    run_dir = train(config).run_dir
+    before = len(fetched)
+    policy = load_policy(run_dir)
+    assert len(fetched) == before > 0
+    saved = torch.load(run_dir / "latest/encoder.pt", weights_only=True)
+    assert torch.equal(policy.trainer.models["encoder"].state_dict()["net.0.weight"], saved["net.0.weight"])

@@ -47,7 +47,7 @@ def _component_problems(source: Any, folders: Folders, name: str) -> list[Proble
     place = source.place(("model", "component_config_paths", name))
     path = folders.find(text)
     if path is None:
-        hint = f"looked for it in {folders.config} and {folders.project}"
+        hint = f"looked for it in {folders.told}"
         return [Problem(f"component '{name}': there is no file '{text}'", place, hint)]
     params = mapping_at(source.data, ("model", "component_params", name))
     try:

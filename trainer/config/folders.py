@@ -26,5 +26,10 @@ class Folders:
         candidates = (folder / Path(text).expanduser() for folder in (self.config, self.project))
         return next((path for path in candidates if path.exists()), None)
 
+    @property
+    def told(self) -> str:
+        """Both, or the one that both are."""
+        return " and ".join(dict.fromkeys([str(self.config), str(self.project)]))
+
     def save_dir(self, text: str) -> Path:
         return self.project / Path(text).expanduser()

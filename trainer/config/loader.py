@@ -19,7 +19,6 @@ from trainer.config.schemas import ExperimentConfig
 from trainer.config.unread_keys import check_unread
 from trainer.data.augmentation import augmentation_problems
 
-
 # Where null takes away an entry that a file below has set.
 NAMES = [("model", f"component_{what}") for what in ("config_paths", "params", "build_args", "optims")]
 NAMES += [("data", "normalization")]

@@ -64,7 +64,7 @@ def _folder(config: RunConfig, text: str, place: Place | None) -> Path:
     """The folder of the files: the one named, or the newest checkpoint in it."""
     folder = config.folders.find(text)
     if folder is None or not folder.is_dir():
-        hint = f"looked for it in {config.folders.config} and {config.folders.project}"
+        hint = f"looked for it in {config.folders.told}"
         raise ConfigError(Problem(f"train.load_dir: there is no folder '{text}'", place, hint))
     try:
         if (folder / MANIFEST).is_file():
