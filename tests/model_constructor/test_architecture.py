@@ -243,6 +243,7 @@ def test_weights_copies_devices_and_dtypes_do_not_count(build: Callable):
     assert {twin.architecture_hash for twin in twins} == {expected}
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_every_process(build: Callable, tmp_path: Path):
     expected = build(MODEL).architecture_hash
     assert len(expected) == 64 and int(expected, 16)

@@ -76,7 +76,7 @@ def test_every_shipped_type_has_a_case():
     assert {type(make()).__name__ for make, _ in CASES.values()} == set(blocks.__all__)
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_compiles_whole(case: tuple[nn.Module, tuple[Any, ...]], training: bool):
     module, arguments = case[0].train(training), case[1]
     torch.manual_seed(1)

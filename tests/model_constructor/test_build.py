@@ -688,7 +688,7 @@ def test_an_entry_that_the_table_does_not_have_is_an_error_with_the_nearest(prob
     [
         "Linear(2, 2) * 1001",
         "TransformerEncoder(TransformerEncoderLayer(4, 1), 201)",
-        "(Linear(2, 2) >> Linear(2, 2)) * 1000 * 20",
+        pytest.param("(Linear(2, 2) >> Linear(2, 2)) * 1000 * 20", marks=pytest.mark.slow),
     ],
 )
 def test_more_modules_than_anyone_writes_are_refused(problems: Callable, module: str):

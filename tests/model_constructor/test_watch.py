@@ -69,6 +69,7 @@ def watched(tmp_path: Path) -> Iterator[Callable[..., Watched]]:
         one.process.wait()
 
 
+@pytest.mark.slow
 def test_each_change_of_a_file_or_of_one_it_is_built_from_is_checked(tmp_path: Path, watched: Callable[..., Watched]):
     file, scale = tmp_path / "model.yaml", tmp_path / "scale.yaml"
     file.write_text(GOOD)

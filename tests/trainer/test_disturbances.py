@@ -101,7 +101,13 @@ class SplitData:
         return {**bundle, "dataset": training, "validation_dataset": held_out}
 
 
-@pytest.mark.parametrize("stateful", [{"train.loss.type": "running_loss"}, {"train.trainer.type": "counting_trainer"}])
+@pytest.mark.parametrize(
+    "stateful",
+    [
+        {"train.loss.type": "running_loss"},
+        pytest.param({"train.trainer.type": "counting_trainer"}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_loss_or_trainer_with_state_resumes_exactly_and_validates_without_a_trace(
     config: Path, project: Path, stateful: dict
 ) -> None:
