@@ -296,3 +296,18 @@ def test_an_encoded_picture_of_another_size_is_named(tmp_path):
     dataset = build(tmp_path)["dataset"]
     with pytest.raises(UnreadableFrame, match=r"episode 1, frame 1 .*episode_1.hdf5 .*\[3, 4, 4\].*\[3, 6, 8\]"):
         dataset.__getitems__([0, 3])
+
+
+def test_what_is_wrong_with_every_file_is_told_once(tmp_path):
+    for number in range(3):
+        write(tmp_path / f"episode_{number}.hdf5", 5)
+    with pytest.raises(ConfigError) as caught:
+        DATASET_BUILDER_REGISTRY.get("episodic_dataset_factory")().build(
+            {"config_dir": tmp_path, "project_root": tmp_path},
+            {"root": str(tmp_path), "action_horizon": 2, "state_keys": ["qpo"]},
+        )
+    (problem,) = caught.value.problems
+    assert problem.message == (
+        f"{tmp_path}/episode_0.hdf5 has no data set 'observations/qpo'; the same holds of 2 more files"
+    )
+    assert "observations/qpos" in problem.hint

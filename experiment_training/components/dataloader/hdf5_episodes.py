@@ -102,6 +102,7 @@ def read_episodes(
     images = None if cameras is None else [f"{IMAGES}/{name}" for name in cameras]
     episodes: list[Episode] = []
     problems: list[Problem] = []
+    told: dict[str, list[Problem]] = {}  # the same of several files is told once
     for path in files:
         try:
             with h5py.File(path, "r") as file:
@@ -109,11 +110,15 @@ def read_episodes(
                     images = [f"{IMAGES}/{name}" for name in sorted(file.get(IMAGES, ()))]
                 episodes.append(_read(path, file, keys, images))
         except ConfigError as error:
-            problems += error.problems
+            for problem in error.problems:
+                told.setdefault(problem.message.replace(str(path), ""), []).append(problem)
         except (OSError, RuntimeError) as error:  # what h5py makes of a file that is cut off or no HDF5 at all
             why = " ".join(f"{error}".split())[:160]
             hint = "record or copy it again, or move it away"
             problems.append(Problem(f"{path} cannot be read as HDF5 ({why})", hint=hint))
+    for first, *others in told.values():
+        more = f"; the same holds of {len(others)} more files" if others else ""
+        problems.append(Problem(first.message + more, first.place, first.hint))
     problems += [problem for episode in episodes for problem in _differences(episodes[0], episode)]
     if problems:
         raise ConfigError(problems)

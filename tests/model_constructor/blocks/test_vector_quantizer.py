@@ -99,6 +99,12 @@ def test_uses_are_counted_in_training_alone():
     assert module.uses.tolist() == [found.count(k) for k in range(7)]
 
 
+def test_the_nearest_codes_can_be_asked_for_without_a_use():
+    module, x = random_quantizer(7, 3, noise_substitution=True), torch.randn(2, 4, 3, requires_grad=True)
+    assert module.nearest(x).flatten().tolist() == nearest_codes(x, module.codebook)
+    assert module.nearest(x).shape == (2, 4) and not module.uses.any()
+
+
 def test_dead_codes_move_beside_codes_in_use_drawn_by_their_use_and_the_rows_are_told():
     module = VectorQuantizer(1003, 2)
     module.uses[:3] = torch.tensor([300, 100, 4])

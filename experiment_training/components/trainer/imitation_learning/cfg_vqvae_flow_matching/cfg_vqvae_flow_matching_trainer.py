@@ -87,7 +87,7 @@ class CfgVqvaeFlowMatchingTrainer(FlowPolicyTrainer):
         context = self.context(batch)
         demonstration = (context, None, action, is_pad)
         code, chosen = self.models["codebook"](self.models["posterior"](*demonstration))
-        dropout = self.dropout() 
+        dropout = self.dropout() if self.models.training else 0.0
         is_given = torch.rand(len(action), device=self.device) >= dropout  # [B]
         point = self.flow.sample(action)
         velocity = self.models[DECODER](point.x_t, point.time, context, code, is_given)  # [B, T, A]
