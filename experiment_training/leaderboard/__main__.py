@@ -9,11 +9,12 @@ continued; change nothing else on the machine meanwhile, since time is what is c
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiment_training.leaderboard.board import SETTINGS, choose, chosen_settings, expert, verdicts
+from experiment_training.leaderboard.board import SETTINGS, TRIED_ON, choose, chosen_settings, expert, verdicts
 from experiment_training.leaderboard.contest import METHODS, SEEDS, TASKS, Cell
 from experiment_training.leaderboard.table import Row, markdown, plot
 from experiment_training.quickstart.record import RecordingError, project_root
@@ -29,8 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tasks, methods = {one.name: one for one in TASKS}, {one.name: one for one in METHODS}
     parser.add_argument("--minutes", type=float, default=4.0, help="of training, for each cell [4]")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of training [0 1 2]")
-    parser.add_argument("--tasks", nargs="+", choices=tasks, default=list(tasks), metavar="TASK")
-    parser.add_argument("--methods", nargs="+", choices=methods, default=list(methods), metavar="METHOD")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=tasks, default=list(tasks), metavar="TASK", help=f"of {', '.join(tasks)}"
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=methods,
+        default=list(methods),
+        metavar="METHOD",
+        help=f"of {', '.join(methods)}",
+    )
     parser.add_argument("--episodes", type=int, default=50, help="held-out placements, for each cell [50]")
     parser.add_argument("--processes", type=int, default=2, help="that record and evaluate [2]")
     parser.add_argument("--folder", type=Path, default=project_root() / "runs/leaderboard")
@@ -38,8 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--settings", action="store_true", help=f"first try each method's {SETTINGS} settings, on other placements"
     )
     given = parser.parse_args(arguments)
-    if given.minutes <= 0 or not 1 <= given.episodes <= 50 or given.processes < 1:
+    if not 0 < given.minutes < math.inf or not 1 <= given.episodes <= 50 or given.processes < 1:
         parser.error("--minutes and --processes are above 0, --episodes from 1 to 50")
+    if min(given.seeds) < 0 or len(set(given.seeds)) < len(given.seeds):
+        parser.error("--seeds are different whole numbers from 0")
+    if given.settings and not set(given.tasks) & set(TRIED_ON.values()):
+        parser.error(f"--settings are tried on {' and '.join(TRIED_ON.values())}: name one of them under --tasks")
     try:
         return board(given, [tasks[name] for name in given.tasks], [methods[name] for name in given.methods])
     except (ConfigError, RecordingError) as error:
@@ -52,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def board(given: argparse.Namespace, tasks: Sequence, methods: Sequence) -> int:
     if given.settings:
-        choose(tasks, given.folder, given.minutes, given.processes)
+        choose(tasks, methods, given.folder, given.minutes, given.processes)
     chosen = chosen_settings()
     rows: list[Row] = []
     failed = 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from experiment_training.components.evaluation.episode import HELD_OUT_SEED
 from experiment_training.components.evaluation.metaworld import MetaWorldEvaluation
-from experiment_training.leaderboard.contest import DEMONSTRATED, HELD_OUT, METHODS, TRIED, Cell, Kind, Task
+from experiment_training.leaderboard.contest import DEMONSTRATED, HELD_OUT, TRIED, Cell, Kind, Method, Task
 from experiment_training.leaderboard.program import CellFailed, Spec, call
 from experiment_training.quickstart.record import Expert, Recording, record
 
@@ -64,7 +64,10 @@ def demonstrations(task: Task, folder: Path, processes: int) -> Path:
 
 def expert(task: Task, folder: Path, episodes: int, processes: int) -> dict[str, Any]:
     """What those who demonstrated reach on the placements of the table."""
-    kept, asked = folder / "cells" / f"{task.name}-expert.json", {"task": task.name, "episodes": episodes}
+    kept, asked = (
+        folder / "cells" / f"{task.name}-expert-{episodes}episodes.json",
+        {"task": task.name, "episodes": episodes, "max_steps": task.max_steps},
+    )
     found = json.loads(kept.read_text()) if kept.exists() else {}
     if found.get("cell") != asked:
         evaluation = MetaWorldEvaluation(task.name, episodes, HELD_OUT, task.max_steps, None, processes, films=0)
@@ -75,17 +78,23 @@ def expert(task: Task, folder: Path, episodes: int, processes: int) -> dict[str,
     return found["verdict"]
 
 
-def choose(tasks: Iterable[Task], folder: Path, minutes: float, processes: int) -> dict[str, dict[str, int]]:
-    """Try each method's settings on one task of each kind, on placements of their own; the best are written down."""
+def choose(
+    tasks: Iterable[Task], methods: Iterable[Method], folder: Path, minutes: float, processes: int
+) -> dict[str, dict[str, int]]:
+    """Try each method's settings on one task of each kind, on placements of their own; the best are written down.
+
+    Where a trial fails nothing is chosen.
+    """
     chosen = chosen_settings()
     for task in tasks:
         if task.name != TRIED_ON[task.kind]:
             continue
-        for method in METHODS:
+        for method in methods:
             cells = [Cell(task, method, 0, minutes, number, TRIED, 30) for number in range(SETTINGS)]
-            reached = [0 if one is None else one["successes"] for _, one in verdicts(cells, folder, processes)]
-            chosen.setdefault(method.name, {})[task.kind] = reached.index(max(reached))
-    CHOSEN.write_text(json.dumps(chosen, indent=2) + "\n")
+            reached = [one["successes"] for _, one in verdicts(cells, folder, processes) if one is not None]
+            if len(reached) == SETTINGS:
+                chosen.setdefault(method.name, {})[task.kind] = reached.index(max(reached))
+                CHOSEN.write_text(json.dumps(chosen, indent=2) + "\n")
     return chosen
 
 

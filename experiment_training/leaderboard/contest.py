@@ -50,6 +50,7 @@ class Cell:
     @property
     def name(self) -> str:
         words = [self.task.name, self.method.name, f"{self.minutes:g}min", f"seed{self.seed}", f"setting{self.setting}"]
+        words.append(f"{self.episodes}episodes")
         return "-".join(words).replace(" ", "_") + ("" if self.placements == HELD_OUT else "-tried")
 
 

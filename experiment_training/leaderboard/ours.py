@@ -47,7 +47,7 @@ def run(spec: Spec) -> dict[str, Any]:
     checkpoint = newest_checkpoint(run_dir)
     assert checkpoint is not None, "a run that ended has saved"
     parameters = sum(tensor.numel() for name in checkpoint.components for tensor in checkpoint.tensors(name).values())
-    rate = sum(line["samples_per_s"] for line in lines) / len(lines)
+    rate = len(lines) / sum(1 / line["samples_per_s"] for line in lines)  # of lines with as many samples each
     return judged(
         load_policy(run_dir),
         spec.cell,

@@ -30,7 +30,7 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, of the pooled episodes."""
+        """95 %, of the pooled episodes as if all were independent; seeds share placements, so it is a little narrow."""
         return wilson_interval(self.successes, self.episodes)
 
     def mean(self, name: str) -> float | None:

@@ -279,8 +279,8 @@ def test_a_prediction_follows_the_guided_velocity_from_noise_with_one_code_of_th
     with torch.no_grad():
         context = trainer.context(batch)
         logits = components["prior"](context)
-        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0] if code == "sample" else None
-        chosen = logits.argmax(-1) if drawn is None else drawn
+        gumbel = -(-torch.rand(logits.shape, generator=generator).log()).log() if code == "sample" else 0.0
+        chosen = (logits.log_softmax(-1) + gumbel).argmax(-1)
         codes = torch.stack([components["codebook"].quantizer.codebook[k] for k in chosen])
         x_t = torch.randn(6, 8, 2, generator=generator)
         for step in range(3):

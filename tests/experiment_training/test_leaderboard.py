@@ -70,7 +70,7 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
     assert f"| {PEG.name} | {FLOW.name} | 100% (93% to 100%) |" in told.out
     assert (tmp_path / "leaderboard.md").read_text() in told.out
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [
-        f"{PEG.name}-flow_matching-4min-seed1-setting0.json"
+        f"{PEG.name}-flow_matching-4min-seed1-setting0-50episodes.json"
     ]
 
 
@@ -84,7 +84,7 @@ def test_the_setting_that_reached_most_is_written_down_and_used(tmp_path: Path, 
 
     monkeypatch.setattr(board, "run", run)
     monkeypatch.setattr(board, "CHOSEN", tmp_path / "chosen.json")
-    board.choose(TASKS, tmp_path, 4, 1)
+    board.choose(TASKS, METHODS, tmp_path, 4, 1)
     assert {cell.placements for cell in asked} == {TRIED}
     chosen = board.chosen_settings()
     assert (chosen[FLOW.name]["state"], chosen[ACT.name]["state"]) == (1, 0)
@@ -117,7 +117,7 @@ def test_a_cell_is_trained_and_judged(method, tmp_path: Path) -> None:
     cell = Cell(task, method, 0, minutes=0.2, episodes=2)
     found = board.run(cell, tmp_path, 1)
     assert (found["episodes"], found["successes"]) == (2, 0)
-    assert 0.5 < found["train_s"] / 12 < 2  # seconds asked for, but for how a machine's pace changes
+    assert 0.2 < found["train_s"] / 12 < 5  # seconds asked for, but for how a machine's pace changes
     assert found["parameters"] > 100_000
     assert found["latency_ms"] > 0
     assert not list((tmp_path / "work").iterdir())

@@ -47,6 +47,13 @@ class NonFiniteGradient(RuntimeError):
     """A gradient that is not a number, or infinite."""
 
 
+def _unchanged(batch: Batch, seed: Seed | None) -> Batch:
+    return batch
+
+
+def _nothing() -> None: ...
+
+
 @dataclass(frozen=True)
 class StepOptions:
     """How the config and the machine want a step to go; `averages` follow each update, `phase` times its parts."""
@@ -57,9 +64,9 @@ class StepOptions:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     find_unused_parameters: bool = False
     world: World = field(default_factory=World)
-    prepare: Callable[[Batch, Seed | None], Batch] = lambda batch, seed: batch
-    after_update: Callable[[], None] = lambda: None
-    phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
+    prepare: Callable[[Batch, Seed | None], Batch] = _unchanged
+    after_update: Callable[[], None] = _nothing
+    phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
 
 class ComponentTrainer(ABC):
@@ -86,6 +93,11 @@ class ComponentTrainer(ABC):
         }
         self._objective: nn.Module = _Objective(models, self.compute_loss)
         self._unread: tuple[Tensor, torch.cuda.Event, Batch, Seed | None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy that travels to another process predicts there; what only training needs stays."""
+        left = {"optimizers": {}, "options": StepOptions(), "_parameters": {}, "_unread": None, "_objective": None}
+        return {**self.__dict__, **left}
 
     def configure_step(self, options: StepOptions) -> None:
         """Once, before the first step. Several processes: from here on their gradients are averaged."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,25 +50,26 @@ def path_named(text: str) -> Path:
     except ImportError as error:
         hint = "pip install flow-matching (licensed CC BY-NC 4.0), or path: straight"
         raise ConfigError(Problem(f"path is {text!r}, which needs the flow_matching package", hint=hint)) from error
-    schedule = getattr(package, scheduler)(*numbers)
+    return partial(_scheduled, getattr(package, scheduler)(*numbers))
 
-    def path(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        at = schedule(s.clamp(EDGE, 1 - EDGE))
-        return at.alpha_t, at.sigma_t, at.d_alpha_t, at.d_sigma_t
 
-    return path
+def _scheduled(schedule: Callable[[Tensor], Any], s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    at = schedule(s.clamp(EDGE, 1 - EDGE))
+    return at.alpha_t, at.sigma_t, at.d_alpha_t, at.d_sigma_t
 
 
 def time_sampler(text: str) -> TimeSampler:
-    """One of "uniform", "logit_normal" (the sigmoid of a standard normal variable) and "beta(a, b)"."""
+    """One of "uniform", "logit_normal" (the sigmoid of a standard normal variable) and "beta(a, b)".
+
+    Functions of this file, not closures: a policy travels to the processes that evaluate it.
+    """
     name, numbers = _call(text)
     if (name, numbers) == ("uniform", ()):
-        return lambda like, generator: torch.rand(like.shape, generator=generator, device=like.device)
+        return _uniform
     if (name, numbers) == ("logit_normal", ()):
-        return lambda like, generator: torch.randn(like.shape, generator=generator, device=like.device).sigmoid()
+        return _logit_normal
     if name == "beta" and len(numbers) == 2 and all(number > 0 for number in numbers):
-        a, b = numbers
-        return lambda like, generator: _beta(torch.full_like(like, a), torch.full_like(like, b), generator)
+        return partial(_beta, *numbers)
     raise ConfigError(Problem(f"time is {text!r}", hint="uniform, logit_normal or beta(a, b), e.g. beta(1.5, 1)"))
 
 
@@ -79,7 +82,15 @@ def _call(text: object) -> tuple[str, tuple[float, ...]]:
     return match[1], tuple(float(one) for one in (match[2] or "").split(",") if one.strip())
 
 
-def _beta(a: Tensor, b: Tensor, generator: torch.Generator | None) -> Tensor:
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(like.shape, generator=generator, device=like.device)
+
+
+def _logit_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=like.device).sigmoid()
+
+
+def _beta(a: float, b: float, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """A Beta variable as a ratio of two Gamma variables; torch.distributions takes no generator."""
-    first, second = torch._standard_gamma(a, generator=generator), torch._standard_gamma(b, generator=generator)
+    first, second = (torch._standard_gamma(torch.full_like(like, one), generator=generator) for one in (a, b))
     return first / (first + second)

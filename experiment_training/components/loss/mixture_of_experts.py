@@ -56,9 +56,13 @@ def gated_velocity_loss(velocities: Tensor, target: Tensor, weights: Tensor, val
     Each expert is compared with the target itself, so that experts compete for chunks instead of mending each other's
     errors: Jacobs et al. 1991 (Adaptive mixtures of local experts, Neural Computation 3), eq. 1.2.
     """
-    errors_BET = (velocities.float() - target.float()[:, None]).square().mean(dim=-1)
+    if velocities[:, 0].shape != target.shape or valid.shape != target.shape[:2]:
+        shapes = ", ".join(str(list(one.shape)) for one in (velocities, target, valid))
+        raise ValueError(f"velocities, target and valid do not fit each other: {shapes}")
     valid_B1T = valid[:, None]
-    errors_BE = (errors_BET * valid_B1T).sum(dim=-1) / valid_B1T.sum(dim=-1).clamp(min=1)
+    # masked before it is squared: 0 * NaN is NaN, in the loss and in its gradient
+    difference_BETA = torch.where(valid_B1T[..., None], velocities.float() - target.float()[:, None], 0.0)
+    errors_BE = difference_BETA.square().mean(dim=-1).sum(dim=-1) / valid_B1T.sum(dim=-1).clamp(min=1)
     return (weights * errors_BE).sum(dim=-1).mean()
 
 

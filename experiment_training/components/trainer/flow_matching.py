@@ -40,7 +40,7 @@ class FlowMatchingTrainer(FlowPolicyTrainer):
 
     def compute_loss(self, batch: dict[str, Any]) -> StepOutput:
         valid = ~batch["action_is_pad"]  # [B, T] steps behind an episode's end are not learned
-        path = self.flow.sample(batch["action"])
+        path = self.flow.sample(self.chunk(batch))
         velocity = self.velocity(path.x_t, path.time, self.condition(batch))  # [B, T, A]
         return StepOutput(self.flow(velocity, path.velocity, valid), weight=valid.sum())
 

@@ -64,6 +64,15 @@ class FlowPolicyTrainer(ComponentTrainer):
     def condition(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> tuple[Any, ...]:
         """Observations -> what the decoder takes after x_t and time; `generator` draws what is random in it."""
 
+    def chunk(self, batch: dict[str, Any]) -> Tensor:
+        """The demonstrated actions [B, T, A]. They have to be as the decoder has them: a size of 1 would spread."""
+        found, expected = list(batch["action"].shape[1:]), [self.horizon, self.action_dim]
+        if found != expected:
+            message = f"{self.name}: the data set's chunks are {found}, those of the {DECODER} {expected}"
+            hint = "action_horizon of the data set is `horizon` of the components, and `action_dim` the robot's"
+            raise ConfigError(Problem(message, hint=hint))
+        return batch["action"]
+
     def velocity(self, x_t: Tensor, time: Tensor, condition: tuple[Any, ...]) -> Tensor:
         """[B, T, A], [B] -> [B, T, A]; what inference follows."""
         return self.models[DECODER](x_t, time, *condition)

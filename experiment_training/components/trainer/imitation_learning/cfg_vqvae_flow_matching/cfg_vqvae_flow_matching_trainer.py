@@ -83,7 +83,7 @@ class CfgVqvaeFlowMatchingTrainer(FlowPolicyTrainer):
     def compute_loss(self, batch: dict[str, Any]) -> StepOutput:
         is_pad = batch["action_is_pad"]  # [B, T]
         valid = ~is_pad
-        action = batch["action"].masked_fill(is_pad[..., None], 0.0)  # a decoder's steps see each other
+        action = self.chunk(batch).masked_fill(is_pad[..., None], 0.0)  # a decoder's steps see each other
         context = self.context(batch)
         demonstration = (context, None, action, is_pad)
         code, chosen = self.models["codebook"](self.models["posterior"](*demonstration))
@@ -125,9 +125,11 @@ class CfgVqvaeFlowMatchingTrainer(FlowPolicyTrainer):
     def condition(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """-> context [B, S, D], code [B, Z]."""
         context = self.context(batch)
-        chances = self.models["prior"](context).float().softmax(-1)  # [B, K]
-        best = self.code == "best"
-        chosen = chances.argmax(-1) if best else torch.multinomial(chances, 1, generator=generator)[:, 0]
+        scores = self.models["prior"](context).float().log_softmax(-1)  # [B, K]
+        if self.code == "sample":  # the largest of scores and Gumbel noise, which an exported program can be handed
+            uniform = torch.rand(scores.shape, generator=generator, device=scores.device).clamp(1e-10, 1 - 1e-6)
+            scores = scores - (-uniform.log()).log()
+        chosen = scores.argmax(-1)
         return context, self.slow.quantizer.codebook[chosen]
 
     def velocity(self, x_t: Tensor, time: Tensor, condition: tuple[Tensor, ...]) -> Tensor:

@@ -75,7 +75,7 @@ class VariationalFlowMatchingPolicyTrainer(FlowPolicyTrainer):
 
     def compute_loss(self, batch: dict[str, Any]) -> StepOutput:
         is_pad = batch["action_is_pad"]  # [B, T]
-        action = batch["action"].masked_fill(is_pad[..., None], 0.0)  # a decoder's steps see each other
+        action = self.chunk(batch).masked_fill(is_pad[..., None], 0.0)  # a decoder's steps see each other
         context = self.context(batch)
         posterior, prior = self.models["posterior"](context, None, action, is_pad), self.models["prior"](context)
         latent = sample(*posterior)  # [B, Z]

@@ -76,7 +76,7 @@ class VfpSingleExpertTrainer(FlowPolicyTrainer):
     def compute_loss(self, batch: dict[str, Any]) -> StepOutput:
         is_pad = batch["action_is_pad"]  # [B, T]
         valid = ~is_pad
-        action = batch["action"].masked_fill(is_pad[..., None], 0.0)  # a decoder that is not causal sees all steps
+        action = self.chunk(batch).masked_fill(is_pad[..., None], 0.0)  # a decoder that is not causal sees all steps
         condition = self.context(batch)
         terms, latent = {}, []
         if self.has(LATENT):
