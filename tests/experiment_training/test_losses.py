@@ -1,6 +1,7 @@
 """Losses: masked means against a slow loop, the path against the flow_matching package, times against scipy."""
 
 import math
+import pickle
 import re
 import sys
 from typing import get_args
@@ -11,7 +12,7 @@ import scipy.stats
 import torch
 
 import experiment_training.components  # noqa: F401  registers them
-from experiment_training.components.loss.flow_matching import Solver
+from experiment_training.components.loss.flow_matching import FlowMatchingFactory, Solver
 from model_constructor import ConfigError
 from trainer.registry import LOSS_BUILDER_REGISTRY
 
@@ -279,3 +280,12 @@ def test_all_wrong_parameters_are_reported_at_once():
     with pytest.raises(ConfigError) as error:
         flow(path="ot", time="tea", noise_at=2, cutoff=7)
     assert [problem.message.split()[0] for problem in error.value.problems] == ["noise_at", "cutoff", "path", "time"]
+
+
+@pytest.mark.parametrize("time", ["uniform", "logit_normal", "beta(1.5, 1)"])
+@pytest.mark.parametrize("path", ["straight", "cosine", "polynomial(2)"])
+def test_a_flow_travels_to_another_process(path: str, time: str) -> None:
+    flow = FlowMatchingFactory(path, time).build()
+    copy = pickle.loads(pickle.dumps(flow))
+    first, second = (one.sample(torch.ones(2, 3, 1), torch.Generator().manual_seed(0)) for one in (flow, copy))
+    assert torch.equal(first.x_t, second.x_t)

@@ -1,6 +1,7 @@
 """A policy is rebuilt from a run folder alone, and speaks the data set's units."""
 
 import json
+import pickle
 import shutil
 import time
 from pathlib import Path
@@ -314,3 +315,12 @@ def test_pretrained_weights_are_not_fetched_again(config: Path, monkeypatch: pyt
     assert len(fetched) == before > 0
     saved = torch.load(run_dir / "latest/encoder.pt", weights_only=True)
     assert torch.equal(policy.trainer.models["encoder"].state_dict()["net.0.weight"], saved["net.0.weight"])
+
+
+def test_a_policy_travels_to_another_process_and_acts_there_as_here(run_dir: Path) -> None:
+    policy = load_policy(run_dir)
+    copy = pickle.loads(pickle.dumps(policy))
+    for one in (policy, copy):
+        one.reset(7)
+    assert np.array_equal(copy.select_action(OBSERVATION), policy.select_action(OBSERVATION))
+    assert copy.trainer.optimizers == {}
