@@ -160,7 +160,7 @@ def read_tensors(path: Path, place: Place | None = None) -> Any:
 def read_state_dict(path: Path, place: Place | None = None) -> dict[str, Tensor]:
     """The tensors of a file by their names. Raises ConfigError, at `place`."""
     state = read_tensors(path, place)
-    if isinstance(state, dict) and all(isinstance(one, Tensor) for one in state.values()):
+    if isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         return state
     holds = _listed([str(key) for key in state]) if isinstance(state, dict) else type(state).__name__
     hint = f"it holds {holds}; save the state dict alone"

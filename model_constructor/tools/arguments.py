@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,12 +41,18 @@ def add_imports(parser: argparse.ArgumentParser) -> None:
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
-    """`-o FILE`, and `--force` to replace it; a command asks `refuse_to_overwrite` before it begins."""
+    """`-o FILE`, and `--force` to replace it; a command asks `refuse_output` before it begins."""
     parser.add_argument("-o", "--output", type=Path, metavar=metavar, help=help)
     parser.add_argument("--force", action="store_true", help=f"replace {metavar} if it is there")
 
 
-def refuse_to_overwrite(path: Path, force: bool) -> None:
+def refuse_output(path: Path, force: bool) -> None:
+    """ConfigError where a file cannot be written, or would replace another."""
+    if path.is_dir():
+        raise ConfigError(Problem(f"{path} is a folder.", hint=f"name a file in it: {path / 'NAME'}"))
+    if not os.access(path.parent, os.W_OK):
+        what = "cannot be written to" if path.parent.is_dir() else "is no folder"
+        raise ConfigError(Problem(f"{path}: {path.parent} {what}."))
     if path.exists() and not force:
         raise ConfigError(Problem(f"{path}: the file is there already.", hint="--force replaces it"))
 

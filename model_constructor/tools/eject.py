@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..build import build_model
 from ..errors import ConfigError, Problem
 from ..model import GraphModel
-from .arguments import add_imports, add_overrides, add_sizes, build_without_memory, refuse_to_overwrite
+from .arguments import add_imports, add_overrides, add_sizes, build_without_memory, refuse_output
 from .measure import LEADING, _dtype_choices, _inputs, _symbols
 from .printer import module_text
 from .standalone import Standalone
@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     if given.output.suffix != ".py":
         raise ConfigError(Problem(f"{given.output}: the name of a Python module ends in .py."))
-    refuse_to_overwrite(given.output, given.force)
+    refuse_output(given.output, given.force)
     model = build_without_memory(given.file, given)
     sheet = Standalone(model)
     text = module_text(sheet, Path(given.file).name)

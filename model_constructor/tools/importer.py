@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from ..errors import ConfigError, Problem, nearest
 from ..importing import import_module
 from ..source import read_text
-from .arguments import add_output, add_sizes, refuse_to_overwrite
+from .arguments import add_output, add_sizes, refuse_output
 
 
 def add_parser(commands: Any) -> None:
@@ -48,15 +49,17 @@ def add_parser(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     if given.output:
-        refuse_to_overwrite(given.output, given.force)
+        refuse_output(given.output, given.force)
     inputs: dict[str, Any] = {}
     for text in given.input:
         inputs |= _declared(text)
     arguments = [_argument(text) for text in given.args]
-    module = _module(given.callable, arguments)
+    with redirect_stdout(sys.stderr), ending_refused(given.callable):  # the file alone goes to the output
+        module = _module(given.callable, arguments)
     call = ", ".join(f"{name}={value!r}" if name else repr(value) for name, value in arguments)
     title = f"{type(module).__module__}.{type(module).__qualname__}, from {given.callable}({call})"
-    imported = import_module(module, inputs, dict(given.size), title=title)
+    with redirect_stdout(sys.stderr), ending_refused(given.callable):
+        imported = import_module(module, inputs, dict(given.size), title=title)
     if given.output:
         given.output.write_text(imported.text, encoding="utf-8")
     else:
@@ -67,6 +70,15 @@ def run(given: argparse.Namespace) -> int:
     print(f"in eval mode {_said(imported.difference)}", file=out)
     print(f"in training mode {_said(imported.in_training)}", file=out)
     return 0
+
+
+@contextmanager
+def ending_refused(name: str) -> Iterator[None]:
+    """A module that ends the program would leave no file and no word."""
+    try:
+        yield
+    except SystemExit as error:
+        raise ConfigError(Problem(f"{name} ends the program, with code {error.code}.")) from error
 
 
 def _said(difference: float | None) -> str:

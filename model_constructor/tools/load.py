@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..build import build_model
+from ..errors import ConfigError, Problem
 from ..saving import apart
 from ..weights import load_weights, read_state_dict
 from .arguments import (
@@ -18,7 +19,7 @@ from .arguments import (
     add_overrides,
     build_without_memory,
     look_beside_the_user,
-    refuse_to_overwrite,
+    refuse_output,
 )
 
 
@@ -49,7 +50,10 @@ def add_parser(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     if given.output is not None:
-        refuse_to_overwrite(given.output, given.force)
+        refuse_output(given.output, given.force)
+        if given.output.suffix != ".safetensors":
+            hint = f"name it {given.output.with_suffix('.safetensors')}"
+            raise ConfigError(Problem(f"{given.output}: weights are written as safetensors.", hint=hint))
         look_beside_the_user(given.allow_import)
         model = build_model(given.file, overrides=given.overrides, allow_imports=given.allow_import)
     else:

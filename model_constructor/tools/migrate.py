@@ -16,7 +16,7 @@ from ..errors import ConfigError, Problem, nearest
 from ..migration import Migration, migrate
 from ..source import read_text
 from ..weights import fit_weights
-from .arguments import add_imports, add_output, look_beside_the_user, refuse_to_overwrite
+from .arguments import add_imports, add_output, look_beside_the_user, refuse_output
 from .trial import Sample, find_inputs, sample
 
 
@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     if given.output is not None:
-        refuse_to_overwrite(given.output, given.force)
+        refuse_output(given.output, given.force)
     look_beside_the_user(given.allow_import)
     migration = migrate(given.file)
     inputs = prove(given.file, migration, dict(given.input), given.allow_import)

@@ -203,7 +203,8 @@ def _definition_name(definition: Definition, every: list[Definition]) -> str:
 
 def camel(name: str) -> str:
     """`diffusion_unet` -> `DiffusionUnet`."""
-    return "".join(word[0].upper() + word[1:] for word in name.split("_") if word)
+    joined = "".join(word[0].upper() + word[1:] for word in name.split("_") if word)
+    return joined if joined[:1].isalpha() else f"Model{joined}"
 
 
 class _Imports:

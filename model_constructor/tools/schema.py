@@ -19,7 +19,7 @@ from ..config import NAMED, PARAM_TYPES
 from ..errors import ConfigError, Place, Problem
 from ..names import DTYPES, TAKEN, TAKEN_BY_MODELS, initialisers
 from ..version1 import register_from
-from .arguments import add_output, look_beside_the_user, refuse_to_overwrite
+from .arguments import add_output, look_beside_the_user, refuse_output
 from .constructors import constructors
 
 Schema = dict[str, Any]
@@ -62,7 +62,7 @@ def add_parser(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     if given.output is not None:
-        refuse_to_overwrite(given.output, given.force)
+        refuse_output(given.output, given.force)
     look_beside_the_user(given.imports)
     for name in given.imports:
         try:
