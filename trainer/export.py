@@ -1,6 +1,6 @@
 """Export: a run folder -> its policy's step as one program that runs without this library.
 
-python -m trainer.export RUN_DIR [--output FOLDER] [--onnx] [--force]
+python -m trainer.export RUN_DIR [--output FOLDER] [--onnx]
 
 `policy.pt2` is for `torch.export.load(...).module()`, `policy.onnx` for an ONNX runtime. Their inputs are the
 observations that the policy reads, in the data set's units, and the random numbers that it draws; they give the whole
@@ -94,7 +94,7 @@ class Step(nn.Module):
         self.models, self.loss, self.prepare = trainer.models, trainer.loss, prepare
         self._predict = trainer.predict
 
-    def forward(self, observation: dict[str, Tensor], draws: list[Tensor]) -> Tensor:
+    def forward(self, observation: dict[str, Tensor], draws: tuple[Tensor, ...]) -> Tensor:
         with Draws(draws):
             actions = self._predict(self.prepare(observation))
         return self.prepare.normalizer.denormalize("action", actions)
@@ -108,7 +108,7 @@ def export_policy(run_or_checkpoint: str | Path, folder: str | Path, onnx: bool 
     policy = load_policy(run_or_checkpoint, device="cpu")
     observation, draws = _inputs(policy)
     step = Step(policy.trainer, policy.prepare).eval()
-    given = (observation, [tensor for _, tensor in draws])
+    given = (observation, tuple(tensor for _, tensor in draws))
     with torch.no_grad(), one_thread():
         expected = step(*given)
         program = torch.export.export(step, given, strict=False)

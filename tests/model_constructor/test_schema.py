@@ -14,7 +14,7 @@ import pytest
 from jsonschema import Draft7Validator
 from torch import nn
 
-from model_constructor import ConfigError, build_model, load_config, register
+from model_constructor import ConfigError, blocks, build_model, load_config, register
 from model_constructor.block import BLOCK_KEYS, FILE_KEYS
 from model_constructor.names import type_names
 from model_constructor.source import read_file, read_text
@@ -183,6 +183,9 @@ def branches(schema: dict[str, Any], text: str) -> Iterator[dict[str, Any]]:
             yield branch
 
 
+SHIPPED = {*blocks.__all__, "Linear", "Conv2d", "LSTM", "LayerNorm", "Embedding"}
+
+
 def test_every_type_is_there_with_its_arguments_and_its_docstring():
     @register("SchemaTested")
     class SchemaTested(nn.Module):
@@ -206,7 +209,8 @@ def test_every_type_is_there_with_its_arguments_and_its_docstring():
     assert lstm["title"].startswith("LSTM(input_size, hidden_size, num_layers=1, bias=True")
     for name in type_names():
         (branch,) = branches(schema, f"{name}(1)")
-        assert branch["title"].startswith(f"{name}(") and branch["description"], name
+        assert branch["title"].startswith(f"{name}("), name
+        assert branch["description"] or name not in SHIPPED, name  # a test's own type may have no docstring
     (block,) = branches(schema, "layer(dim=4) * 2")
     assert "title" not in block
 

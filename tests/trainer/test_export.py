@@ -25,7 +25,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 import torch
 step = torch.export.load(sys.argv[1]).module()
-draws = [torch.tensor(one) for one in json.loads(sys.argv[3])]
+draws = tuple(torch.tensor(one) for one in json.loads(sys.argv[3]))
 print(json.dumps(step({"observation.state": torch.tensor(json.loads(sys.argv[2]))}, draws).tolist()))
 """
 
