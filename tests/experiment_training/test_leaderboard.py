@@ -111,7 +111,7 @@ def test_a_program_that_ends_badly_says_its_last_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [FLOW], ids=lambda method: method.name)
 def test_a_cell_is_trained_and_judged(method, tmp_path: Path) -> None:
     task = Task("pick-place-v3", 4, max_steps=20)
     cell = Cell(task, method, 0, minutes=0.2, episodes=2)
