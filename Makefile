@@ -25,7 +25,8 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow --timeout 900
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow --timeout 900 --ignore tests/benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 900 tests/benchmarks  # alone: they measure time
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow or not slow" --fault-table tests/faults

@@ -45,7 +45,9 @@ outputs: net(state)
 
 
 class Line(Dataset):
-    """action = 2 * state, in memory; a batch is one gather."""
+    """action = 2 * state, in memory; a batch is one gather, and nothing is drawn, as from the column loader."""
+
+    draws_nothing = True
 
     def __init__(self) -> None:
         self.state = torch.randn(SAMPLES, 1, generator=torch.Generator().manual_seed(0))
