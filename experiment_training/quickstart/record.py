@@ -122,18 +122,24 @@ def record(root: Path, recording: Recording, processes: int = 1) -> str:
 
 
 def demonstrate(recording: Recording, processes: int = 1) -> Iterator[Episode]:
-    """Successful episodes only."""
+    """Successful episodes only: where the expert fails at a placement, the next one takes its place."""
     rollouts = Rollouts(
         recording.task, recording.seed, MAX_STEPS, LINGER, recording.image_size, True, recording.noise, ATTEMPTS
     )
-    running = rollouts.run(Expert(recording.task), range(recording.episodes), processes)
-    for index, episode in enumerate(running):
-        if not episode.success:
+    expert = Expert(recording.task)
+    tried = succeeded = 0
+    while succeeded < recording.episodes:
+        indices = range(tried, tried + recording.episodes - succeeded)
+        if indices.stop > 2 * recording.episodes:
             raise RecordingError(
-                f"the expert failed {ATTEMPTS} times on placement {index} with noise {recording.noise}: "
-                "lower --noise (0.1 works)"
+                f"the expert failed at {tried - succeeded} of {tried} placements, {ATTEMPTS} times each, "
+                f"with noise {recording.noise}: lower --noise"
             )
-        yield episode
+        for episode in rollouts.run(expert, indices, processes):
+            tried += 1
+            if episode.success:
+                succeeded += 1
+                yield episode
 
 
 def _write(root: Path, recording: Recording, episodes: Iterator[Episode]) -> int:

@@ -80,9 +80,27 @@ def test_an_episode_that_fails_is_recorded_anew(monkeypatch) -> None:
 
 def test_an_expert_that_always_fails_is_an_error(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(recording, "ATTEMPTS", 2)
-    with pytest.raises(RecordingError, match=r"failed 2 times on placement 0 .*: lower --noise"):
+    with pytest.raises(RecordingError, match=r"failed at 2 of 2 placements, 2 times each, .* 50.0: lower --noise"):
         record(tmp_path / "demonstrations", Recording(1, noise=50.0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_expert_fails_the_next_placement_takes_its_place(monkeypatch) -> None:
+    placed = []
+
+    def fails_at_the_first(environment, placement, *args, **kwargs):
+        episode = run_episode(environment, placement, *args, **kwargs)
+        placed.append(placement)
+        return replace(episode, success=episode.success and placement is not placed[0])
+
+    run_episode = rollouts.run_episode
+    monkeypatch.setattr(rollouts, "run_episode", fails_at_the_first)
+    kept = list(demonstrate(Recording(2)))
+    monkeypatch.undo()
+    without_the_first = list(demonstrate(Recording(3)))[1:]
+    assert [len(one.states) for one in kept] == [len(one.states) for one in without_the_first]
+    for mine, theirs in zip(kept, without_the_first, strict=True):
+        assert np.array_equal(mine.states, theirs.states)
 
 
 def test_a_whole_recording_is_reused(recorded: Path) -> None:
