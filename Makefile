@@ -1,6 +1,6 @@
 # make train    sets up everything, then records, trains and evaluates the quickstart
 # make test     sets up everything, then runs the default tests;  make test-all  the slow ones too;  make lint
-# make leaderboard  ours and lerobot's policies on the same demonstrations for the same time; 3.5 hours, can be stopped
+# make leaderboard  ours and lerobot's policies on the same demonstrations for the same time; 2.5 hours, can be stopped
 # make test-faults  kills, fills disks, damages files, and prints a table: fault -> outcome
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 VENV := .venv

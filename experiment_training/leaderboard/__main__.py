@@ -2,8 +2,8 @@
 
 python -m experiment_training.leaderboard [--minutes 4] [--seeds 0 1 2] [--tasks ...] [--methods ...] [--settings]
 
-By default 36 cells, about 3.5 hours on two cores. A finished cell is kept in the folder, so that it can be stopped and
-continued; change nothing else on the machine meanwhile, since time is what is compared.
+By default 36 cells, two at a time with one core each: about 2.5 hours. A finished cell is kept in the folder, so that
+it can be stopped and continued; do nothing else on the machine meanwhile, since time is what is compared.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiment_training.leaderboard.board import SETTINGS, TRIED_ON, choose, chosen_settings, expert, verdicts
-from experiment_training.leaderboard.contest import METHODS, SEEDS, TASKS, Cell
+from experiment_training.leaderboard.contest import METHODS, SEEDS, TASKS, Cell, Method, Task
 from experiment_training.leaderboard.table import Row, markdown, plot
 from experiment_training.quickstart.record import RecordingError, project_root
 from model_constructor import ConfigError
+
+Verdict = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"of {', '.join(methods)}",
     )
     parser.add_argument("--episodes", type=int, default=50, help="held-out placements, for each cell [50]")
-    parser.add_argument("--processes", type=int, default=2, help="that record and evaluate [2]")
+    parser.add_argument("--processes", type=int, default=2, help="cells at once, of one core each [2]")
     parser.add_argument("--folder", type=Path, default=project_root() / "runs/leaderboard")
     parser.add_argument(
         "--settings", action="store_true", help=f"first try each method's {SETTINGS} settings, on other placements"
@@ -64,28 +67,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def board(given: argparse.Namespace, tasks: Sequence, methods: Sequence) -> int:
+def board(given: argparse.Namespace, tasks: Sequence[Task], methods: Sequence[Method]) -> int:
     if given.settings:
         choose(tasks, methods, given.folder, given.minutes, given.processes)
     chosen = chosen_settings()
-    rows: list[Row] = []
+    experts = {task.name: expert(task, given.folder, given.episodes, given.processes) for task in tasks}
+    cells = [  # seed after seed: a board that is stopped has as much of each method
+        Cell(task, method, seed, given.minutes, chosen.get(method.name, {}).get(task.kind, 0), episodes=given.episodes)
+        for seed in given.seeds
+        for task in tasks
+        for method in methods
+    ]
+    found: list[tuple[Cell, Verdict]] = []
     failed = 0
-    for task in tasks:
-        rows.append(Row(task.name, "expert", [expert(task, given.folder, given.episodes, given.processes)]))
-        for method in methods:
-            setting = chosen.get(method.name, {}).get(task.kind, 0)
-            cells = [Cell(task, method, seed, given.minutes, setting, episodes=given.episodes) for seed in given.seeds]
-            found = [one for _, one in verdicts(cells, given.folder, given.processes)]
-            failed += found.count(None)
-            if kept := [one for one in found if one is not None]:
-                rows.append(Row(task.name, method.name, kept))
-            (given.folder / "leaderboard.md").write_text(markdown(rows))
-            plot(rows, given.folder / "leaderboard.png")
-    print(markdown(rows), end="")
-    print(f"look at     {given.folder / 'leaderboard.png'}")
+    for cell, verdict in verdicts(cells, given.folder, given.processes):
+        if verdict is None:
+            failed += 1
+            continue
+        found.append((cell, verdict))
+        rows = [row for task in tasks for row in rows_of(task.name, experts[task.name], methods, found)]
+        (given.folder / "leaderboard.md").write_text(markdown(rows))
+        plot(rows, given.folder / "leaderboard.png")
+    if found:
+        print((given.folder / "leaderboard.md").read_text(), end="")
+        print(f"look at     {given.folder / 'leaderboard.png'}")
     if failed:
         print(f"{failed} cells failed, and are left out", file=sys.stderr)
     return 1 if failed else 0
+
+
+def rows_of(task: str, expert: Verdict, methods: Sequence[Method], found: Sequence[tuple[Cell, Verdict]]) -> list[Row]:
+    """What the expert reaches at a task, and below it each method with the seeds that are done."""
+    rows = [Row(task, "expert", [expert])]
+    for method in methods:
+        kept = [one for cell, one in found if (cell.task.name, cell.method.name) == (task, method.name)]
+        if kept:
+            rows.append(Row(task, method.name, kept))
+    return rows
 
 
 if __name__ == "__main__":

@@ -5,57 +5,83 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from experiment_training.components.evaluation.episode import HELD_OUT_SEED
 from experiment_training.components.evaluation.metaworld import MetaWorldEvaluation
+from experiment_training.leaderboard import ours
 from experiment_training.leaderboard.contest import DEMONSTRATED, HELD_OUT, TRIED, Cell, Kind, Method, Task
 from experiment_training.leaderboard.program import CellFailed, Spec, call
 from experiment_training.quickstart.record import Expert, Recording, record
 
-CALIBRATION_UPDATES = 100  # more than the warm-up of any method
+CALIBRATION_UPDATES = 40  # more than the warm-up of any method
 CHOSEN = Path(__file__).resolve().parent / "chosen.json"
 SETTINGS = 3  # tried for each method and kind of task
-TRIED_ON: Mapping[Kind, str] = {"state": "peg-insert-side-v3", "image": "button-press-topdown-v3"}
+TRIED_ON: Mapping[Kind, str] = {"state": "pick-place-v3", "image": "button-press-topdown-v3"}
 
 assert HELD_OUT == HELD_OUT_SEED
 
 
-def verdicts(cells: Iterable[Cell], folder: Path, processes: int) -> Iterator[tuple[Cell, dict[str, Any] | None]]:
-    """Each cell with its verdict; None where it failed, which is told."""
-    for cell in cells:
-        kept, asked = folder / "cells" / f"{cell.name}.json", _plain(cell)
-        found = json.loads(kept.read_text()) if kept.exists() else {}
-        if found.get("cell") == asked:
-            yield cell, found["verdict"]
-            continue
-        print(cell.name, flush=True)
-        try:
-            verdict = run(cell, folder, processes)
-        except CellFailed as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            yield cell, None
-            continue
-        _keep(kept, {"cell": asked, "verdict": verdict})
-        print(f"  {verdict['successes']} of {verdict['episodes']}, {verdict['updates']} updates", flush=True)
-        yield cell, verdict
+def verdicts(cells: Sequence[Cell], folder: Path, processes: int) -> Iterator[tuple[Cell, dict[str, Any] | None]]:
+    """Each cell with its verdict, `processes` cells at a time; None where one failed, which is told."""
+    for task in {cell.task.name: cell.task for cell in cells}.values():
+        demonstrations(task, folder, processes)
+    pool = ThreadPoolExecutor(processes)  # of threads that wait: each cell is a process of its own
+    try:
+        yield from zip(cells, pool.map(lambda cell: verdict_of(cell, folder), cells), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def run(cell: Cell, folder: Path, processes: int) -> dict[str, Any]:
-    """Train for the cell's minutes, as many updates as fit by a short trial of this machine, and judge."""
+def verdict_of(cell: Cell, folder: Path) -> dict[str, Any] | None:
+    kept, asked = folder / "cells" / f"{cell.name}.json", {**_plain(cell), "recipe": recipe(cell)}
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    if found.get("cell") == asked:
+        return found["verdict"]
+    try:
+        verdict = run(cell, folder)
+    except CellFailed as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return None
+    _keep(kept, {"cell": asked, "verdict": verdict})
+    reached = f"{verdict['successes']} of {verdict['episodes']}"
+    print(f"{cell.name}: {reached}, {verdict['updates']} updates", flush=True)
+    return verdict
+
+
+def run(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Train for the cell's minutes and judge."""
     work = folder / "work" / cell.name
     shutil.rmtree(work, ignore_errors=True)  # of a cell that was stopped
-    spec = Spec(cell, demonstrations(cell.task, folder, processes), work, CALIBRATION_UPDATES, processes, True)
-    update_s = call(spec)
-    verdict = call(replace(spec, updates=max(1, round(60 * cell.minutes / update_s)), calibrates=False))
+    spec = Spec(cell, demonstrations(cell.task, folder), work, CALIBRATION_UPDATES, True)
+    updates = max(1, round(60 * cell.minutes / update_s(spec, folder)))
+    verdict = call(replace(spec, updates=updates, calibrates=False))
     shutil.rmtree(work)
     return verdict
 
 
-def demonstrations(task: Task, folder: Path, processes: int) -> Path:
+def update_s(spec: Spec, folder: Path) -> float:
+    """Seconds of an update, by a short trial of this machine; all seeds of a method train as many updates."""
+    asked = {**_plain(replace(spec.cell, seed=0)), "recipe": recipe(replace(spec.cell, seed=0))}
+    kept = folder / "paces" / f"{spec.cell.course}.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    if found.get("cell") == asked:
+        return found["update_s"]
+    seconds: float = call(spec)
+    _keep(kept, {"cell": asked, "update_s": seconds})
+    return seconds
+
+
+def recipe(cell: Cell) -> Any:
+    """What files say of a cell, beside the cell itself: a kept verdict is of no other."""
+    return ours.recipe(cell) if cell.method.program == "ours" else None
+
+
+def demonstrations(task: Task, folder: Path, processes: int = 1) -> Path:
     root = folder / "demonstrations" / task.name
     asked = Recording(task.demonstrations, task.name, DEMONSTRATED, 0.1, task.image_size, task.image_size is None)
     record(root, asked, processes)
@@ -79,22 +105,23 @@ def expert(task: Task, folder: Path, episodes: int, processes: int) -> dict[str,
 
 
 def choose(
-    tasks: Iterable[Task], methods: Iterable[Method], folder: Path, minutes: float, processes: int
+    tasks: Iterable[Task], methods: Sequence[Method], folder: Path, minutes: float, processes: int
 ) -> dict[str, dict[str, int]]:
-    """Try each method's settings on one task of each kind, on placements of their own; the best are written down.
+    """Try each method's settings on one task of each kind, on placements of their own, for half the time; the best are
+    written down.
 
     Where a trial fails nothing is chosen.
     """
+    tried = [task for task in tasks if task.name == TRIED_ON[task.kind]]
+    courses = [(task, method) for task in tried for method in methods]
+    cells = [Cell(*course, 0, minutes / 2, number, TRIED, 30) for course in courses for number in range(SETTINGS)]
+    found = [verdict for _, verdict in verdicts(cells, folder, processes)]
     chosen = chosen_settings()
-    for task in tasks:
-        if task.name != TRIED_ON[task.kind]:
-            continue
-        for method in methods:
-            cells = [Cell(task, method, 0, minutes, number, TRIED, 30) for number in range(SETTINGS)]
-            reached = [one["successes"] for _, one in verdicts(cells, folder, processes) if one is not None]
-            if len(reached) == SETTINGS:
-                chosen.setdefault(method.name, {})[task.kind] = reached.index(max(reached))
-                CHOSEN.write_text(json.dumps(chosen, indent=2) + "\n")
+    for place, (task, method) in enumerate(courses):
+        reached = [one["successes"] for one in found[SETTINGS * place :][:SETTINGS] if one is not None]
+        if len(reached) == SETTINGS:
+            chosen.setdefault(method.name, {})[task.kind] = reached.index(max(reached))
+    CHOSEN.write_text(json.dumps(chosen, indent=2) + "\n")
     return chosen
 
 

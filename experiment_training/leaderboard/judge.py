@@ -28,12 +28,10 @@ class Verdict:
     samples_per_s: float  # while training
 
 
-def judged(actor: Actor, cell: Cell, *, processes: int, **trained: Any) -> dict[str, Any]:
+def judged(actor: Actor, cell: Cell, **trained: Any) -> dict[str, Any]:
     """Closed loop over the cell's placements, and the time that an action takes."""
     task = cell.task
-    evaluation = MetaWorldEvaluation(
-        task.name, cell.episodes, cell.placements, task.max_steps, task.image_size, processes, films=0
-    )
+    evaluation = MetaWorldEvaluation(task.name, cell.episodes, cell.placements, task.max_steps, task.image_size, 1, 0)
     metrics = evaluation.evaluate(actor, None).metrics
     found = {"successes": int(metrics["successes"]), "episodes": int(metrics["episodes"])}
     return asdict(Verdict(**found, latency_ms=latency_ms(actor, task.image_size), **trained))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiment_training.components.evaluation.episode import ENV_STATE, IMAGE, STATE, SURROUNDINGS
+from experiment_training.leaderboard.contest import Cell
 from experiment_training.leaderboard.judge import judged
 from experiment_training.leaderboard.program import Spec, main
 
@@ -91,9 +92,12 @@ def train(spec: Spec, run_dir: Path) -> list[float]:
     return np.diff(ends).tolist()
 
 
+def setting(cell: Cell) -> dict[str, Any]:
+    return {**cell.method.base[cell.task.kind], **cell.method.settings[cell.task.kind][cell.setting]}
+
+
 def arguments(spec: Spec, run_dir: Path) -> dict[str, Any]:
-    cell = spec.cell
-    given = {**cell.method.base[cell.task.kind], **cell.method.settings[cell.task.kind][cell.setting]}
+    cell, given = spec.cell, setting(spec.cell)
     return {
         "output_dir": run_dir,
         "dataset.repo_id": "local/demonstrations",
@@ -117,21 +121,16 @@ def text(value: Any) -> str:
 
 
 def run(spec: Spec) -> dict[str, Any]:
-    import torch
-
     seconds = train(spec, spec.folder / "run")
     actor = LeRobotActor(spec.folder / "run/checkpoints/last/pretrained_model")
-    torch.set_num_threads(1)
     parameters = sum(one.numel() for one in load(actor.folder)[0].parameters())
     mean_s = statistics.fmean(seconds)
-    size = spec.cell.method.base[spec.cell.task.kind]["batch_size"]
     return judged(
         actor,
         spec.cell,
-        processes=spec.processes,
         parameters=parameters,
         updates=spec.updates,
-        samples_per_s=size / mean_s,
+        samples_per_s=setting(spec.cell)["batch_size"] / mean_s,
         train_s=mean_s * spec.updates,
     )
 

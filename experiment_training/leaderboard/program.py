@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -20,7 +21,6 @@ class Spec:
     demonstrations: Path
     folder: Path  # of this cell, for what training writes
     updates: int
-    processes: int  # that evaluate
     calibrates: bool = False  # only the time of an update is asked for
 
 
@@ -36,7 +36,12 @@ def call(spec: Spec) -> Any:
     result.unlink(missing_ok=True)
     command = [sys.executable, "-m", f"experiment_training.leaderboard.{spec.cell.method.program}"]
     with log.open("w") as words:
-        ended = subprocess.run([*command, str(order), str(result)], stdout=words, stderr=subprocess.STDOUT)
+        ended = subprocess.run(
+            [*command, str(order), str(result)],
+            stdout=words,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # a cell has one core
+        )
     if ended.returncode or not result.exists():
         last = "\n  ".join(log.read_text(errors="replace").splitlines()[-15:])
         raise CellFailed(f"{spec.cell.name} ended with code {ended.returncode}; the end of {log}:\n  {last}")

@@ -1,6 +1,7 @@
 """The leaderboard: fair by construction, kept cell by cell, and shown with its uncertainty."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,17 +42,74 @@ def test_all_methods_see_the_same_batches_of_the_same_size() -> None:
         assert len(sizes) == 1
 
 
-def test_a_finished_cell_is_kept_and_a_changed_one_is_run_again(tmp_path: Path, monkeypatch) -> None:
-    ran: list[Cell] = []
-    monkeypatch.setattr(board, "run", lambda cell, *_: ran.append(cell) or verdict(40 + cell.seed, updates=9))
-    cells = [Cell(PEG, FLOW, seed, minutes=4) for seed in (0, 1)]
+@pytest.fixture
+def ran(monkeypatch) -> list[Cell]:
+    """The cells that are run; none of them really is, nor are demonstrations recorded."""
+    cells: list[Cell] = []
+    monkeypatch.setattr(board, "demonstrations", lambda *_: Path("nowhere"))
+    monkeypatch.setattr(board, "run", lambda cell, _: cells.append(cell) or verdict(40 + cell.seed, updates=9))
+    return cells
+
+
+def test_a_finished_cell_is_kept_and_a_changed_one_is_run_again(tmp_path: Path, ran: list[Cell]) -> None:
+    cells = [Cell(PEG, ACT, seed, minutes=4) for seed in (0, 1)]
     first = list(board.verdicts(cells, tmp_path, 1))
     assert [one["successes"] for _, one in first] == [40, 41]
     assert list(board.verdicts(cells, tmp_path, 1)) == first
     assert ran == cells
-    changed = replace(cells[0], method=replace(FLOW, base={"state": "other.yaml"}))
+    changed = replace(cells[0], method=replace(ACT, base={"state": {"policy.type": "act"}}))
     list(board.verdicts([changed], tmp_path, 1))
     assert ran == [*cells, changed]
+
+
+def test_a_cell_whose_config_or_architecture_changed_is_run_again(tmp_path: Path, ran: list[Cell], monkeypatch) -> None:
+    here = tmp_path / "configs"
+    here.mkdir()
+    for kind in ("state", "image"):
+        text = (Path(contest.__file__).parent / f"flow_{kind}.yaml").read_text()
+        (here / f"flow_{kind}.yaml").write_text(text)
+    monkeypatch.setattr(board.ours, "HERE", here)
+    decoder = Path("experiment_models/blocks/chunk_decoder.yaml").read_text()
+    state = here / "flow_state.yaml"
+    state.write_text(
+        state.read_text().replace("experiment_models/blocks/chunk_decoder.yaml", str(here / "decoder.yaml"))
+    )
+    cell = Cell(PEG, FLOW, 0, minutes=4)
+
+    def runs_after(path: Path, text: str) -> int:
+        path.write_text(text)
+        list(board.verdicts([cell], tmp_path, 1))
+        return len(ran)
+
+    assert runs_after(here / "decoder.yaml", decoder) == 1
+    assert runs_after(here / "decoder.yaml", "# only a comment\n" + decoder) == 1
+    assert runs_after(here / "decoder.yaml", decoder.replace("norm(h) * (1 + scale)", "norm(h) * (2 + scale)")) == 2
+    assert runs_after(state, state.read_text().replace("decay: 0.995", "decay: 0.9")) == 3
+
+
+def test_cells_are_run_at_the_same_time(tmp_path: Path, ran: list[Cell], monkeypatch) -> None:
+    together = threading.Barrier(2, timeout=10)
+    monkeypatch.setattr(board, "run", lambda cell, _: {**verdict(cell.seed), "updates": together.wait() + 1})
+    cells = [Cell(PEG, ACT, seed, minutes=4) for seed in (3, 1, 2, 0)]
+    assert [(cell.seed, one["successes"]) for cell, one in board.verdicts(cells, tmp_path, 2)] == [
+        (seed, seed) for seed in (3, 1, 2, 0)
+    ]
+
+
+def test_the_pace_of_a_method_is_measured_once_for_all_seeds(tmp_path: Path, monkeypatch) -> None:
+    measured, updates = [], []
+
+    def call(spec: Spec):
+        spec.folder.mkdir(parents=True, exist_ok=True)
+        (measured if spec.calibrates else updates).append(spec.updates)
+        return 0.5 if spec.calibrates else verdict(1)
+
+    monkeypatch.setattr(board, "demonstrations", lambda *_: Path("nowhere"))
+    monkeypatch.setattr(board, "call", call)
+    for cell in (Cell(PEG, ACT, 0, 4), Cell(PEG, ACT, 1, 4), Cell(PEG, ACT, 1, 2)):
+        board.run(cell, tmp_path)
+    assert measured == [board.CALIBRATION_UPDATES] * 2  # of 4 minutes, and of 2
+    assert updates == [480, 480, 240]
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -61,6 +119,7 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
         return verdict(50, updates=9)
 
     monkeypatch.setattr(board, "run", run)
+    monkeypatch.setattr(board, "demonstrations", lambda *_: tmp_path)
     monkeypatch.setattr(program, "expert", lambda *_: {"successes": 45, "episodes": 50})
     arguments = ["--tasks", PEG.name, "--methods", FLOW.name, "--seeds", "0", "1", "--folder", str(tmp_path)]
     assert program.main(arguments) == 1
@@ -70,11 +129,11 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
     assert f"| {PEG.name} | {FLOW.name} | 100% (93% to 100%) |" in told.out
     assert (tmp_path / "leaderboard.md").read_text() in told.out
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [
-        f"{PEG.name}-flow_matching-4min-seed1-setting0-50episodes.json"
+        f"{PEG.name}-flow_matching-4min-setting0-50episodes-seed1.json"
     ]
 
 
-def test_the_setting_that_reached_most_is_written_down_and_used(tmp_path: Path, monkeypatch) -> None:
+def test_the_setting_that_reached_most_is_written_down_and_used(tmp_path: Path, ran, monkeypatch) -> None:
     reached = {FLOW.name: [20, 25, 25], ACT.name: [9, 3, 8]}
     asked: list[Cell] = []
 
@@ -85,7 +144,7 @@ def test_the_setting_that_reached_most_is_written_down_and_used(tmp_path: Path, 
     monkeypatch.setattr(board, "run", run)
     monkeypatch.setattr(board, "CHOSEN", tmp_path / "chosen.json")
     board.choose(TASKS, METHODS, tmp_path, 4, 1)
-    assert {cell.placements for cell in asked} == {TRIED}
+    assert {(cell.placements, cell.minutes) for cell in asked} == {(TRIED, 2)}
     chosen = board.chosen_settings()
     assert (chosen[FLOW.name]["state"], chosen[ACT.name]["state"]) == (1, 0)
     assert json.loads((tmp_path / "chosen.json").read_text()) == chosen
@@ -107,15 +166,15 @@ def test_the_table_pools_the_seeds_and_says_how_sure_it_is(tmp_path: Path) -> No
 def test_a_program_that_ends_badly_says_its_last_words(tmp_path: Path) -> None:
     cell = Cell(Task("no-task-v3", 1), FLOW, 0, 1.0)
     with pytest.raises(CellFailed, match=r"no-task-v3(?s:.*)ended with code 1(?s:.*)nowhere"):
-        call(Spec(cell, tmp_path / "nowhere", tmp_path / "work", 1, 1, calibrates=True))
+        call(Spec(cell, tmp_path / "nowhere", tmp_path / "work", 1, calibrates=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [FLOW], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_a_cell_is_trained_and_judged(method, tmp_path: Path) -> None:
     task = Task("pick-place-v3", 4, max_steps=20)
     cell = Cell(task, method, 0, minutes=0.2, episodes=2)
-    found = board.run(cell, tmp_path, 2)
+    found = board.run(cell, tmp_path)
     assert (found["episodes"], found["successes"]) == (2, 0)
     assert 0.2 < found["train_s"] / 12 < 5  # seconds asked for, but for how a machine's pace changes
     assert found["parameters"] > 100_000
