@@ -75,6 +75,10 @@ class Deferred(nn.Module):
 class Opaque(nn.Module):
     """Stands for a module that cannot be built without data; what it gives is not known."""
 
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.problem = problem  # perhaps with data too
+
     def forward(self, *values: Any, **named: Any) -> Any:
         raise AssertionError("a module that could not be built is not called")
 
@@ -267,11 +271,11 @@ class Constructor:
         try:
             built = kind(*arguments, **keywords)
         except Exception as error:
+            problem = Problem(f"{name} cannot be built: {type(error).__name__}: {error}", expression.place(tree))
             incomplete = self.construction.defers or self.construction.assumed is not None
             if incomplete and not _is_transparent(kind, (*arguments, *keywords.values())):
-                return Opaque()
-            message = f"{name} cannot be built: {type(error).__name__}: {error}"
-            raise ConfigError(Problem(message, expression.place(tree))) from error
+                return Opaque(problem)
+            raise ConfigError(problem) from error
         modules = sum(1 for _ in built.modules()) if isinstance(built, nn.Module) else 1
         self.construction.count(expression.place(tree), modules)
         return built

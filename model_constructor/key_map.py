@@ -73,10 +73,8 @@ class KeyMap:
         """Where the tensor of this name is in a checkpoint."""
         for pattern, source in self.lines:
             if fits := pattern.fullmatch(name):
-                name = source.name
-                for stretch in fits.groups():
-                    name = re.sub(r"\*\*?", stretch, name, count=1)
-                return source._replace(name=name)
+                stretches = iter(fits.groups())
+                return source._replace(name=re.sub(r"\*\*?", lambda _: next(stretches), source.name))
         return Source(name)
 
     def leaves_out(self, theirs: str) -> bool:

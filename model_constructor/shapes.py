@@ -158,7 +158,8 @@ class _Pass:
         assert isinstance(root, Skeleton)
         self._start(root)
         waiting = [m for m in root.modules() if isinstance(m, Deferred) and m.built is None]
-        if not self.problems:
+        if not self.problems and waiting:
+            self.problems += [module.problem for module in root.modules() if isinstance(module, Opaque)]
             self.problems += [problem for module in waiting for problem in module.problems()]
         self.bytes = sum(t.numel() * t.element_size() for t in (*root.parameters(), *root.buffers()) if not is_lazy(t))
 

@@ -189,7 +189,10 @@ def _plan(
         before = users.setdefault(theirs, {}).setdefault(source, ours)
         if own[before] is not tensor:
             problems.append(Problem(f"their '{theirs}' would be loaded twice: as '{before}' and as '{ours}'."))
-        if given.ndim and len(given) % source.of:
+        if given.is_complex() and not tensor.is_complex():
+            problems.append(Problem(f"their '{theirs}' is complex, and our '{ours}' is not."))
+            continue
+        if source.of > 1 and (not given.ndim or len(given) % source.of):
             problems.append(Problem(f"their '{theirs}' {list(given.shape)} has no {source.of} equal parts."))
             continue
         value = source.taken_from(given)

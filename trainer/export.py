@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import shutil
 import statistics
 import sys
 import time
@@ -102,7 +104,7 @@ class Step(nn.Module):
 
 def export_policy(run_or_checkpoint: str | Path, folder: str | Path, onnx: bool = False) -> Exported:
     """Write the programs into a new `folder`. On the CPU: a program is moved where it is loaded."""
-    folder = Path(folder).expanduser()
+    folder = Path(folder).expanduser().absolute()
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(Problem(f"{folder} is not empty, and nothing is overwritten", hint="choose another --output"))
     policy = load_policy(run_or_checkpoint, device="cpu")
@@ -113,27 +115,40 @@ def export_policy(run_or_checkpoint: str | Path, folder: str | Path, onnx: bool 
         expected = step(*given)
         program = torch.export.export(step, given, strict=False)
     _refuse_hidden_draws(program)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "policy.pt2"]
-    torch.export.save(program, files[0])
-    runs: dict[str, Callable[[], Tensor]] = {"predict": lambda: step(*given)}
-    with warnings.catch_warnings(action="ignore"):  # of torch's own reader, about a buffer that it only reads
-        module = torch.export.load(files[0]).module()
-    runs["torch.export"] = lambda: module(*given)
-    if onnx:
-        files.append(folder / "policy.onnx")
-        runs["onnx"] = _onnx(program, given, files[-1])
-    with torch.no_grad(), one_thread():
-        size = expected.abs().max().clamp(min=1e-6)
-        differences = [float((run() - expected).abs().max() / size) for run in runs.values()]
-        latencies = {name: _median_ms(run) for name, run in runs.items()}
-    if not max(differences) <= TOLERANCE:
-        raise RuntimeError(f"the programs differ from `predict` by {max(differences):.1e} of the largest action")
-    exported = Exported([*files, folder / "policy.json"], latencies, max(differences))
-    files[0].with_name("policy.json").write_text(
-        json.dumps(_description(policy, given, draws, expected, exported), indent=2)
-    )
+    with written_whole(folder) as unfinished:
+        torch.export.save(program, unfinished / "policy.pt2")
+        runs: dict[str, Callable[[], Tensor]] = {"predict": lambda: step(*given)}
+        with warnings.catch_warnings(action="ignore"):  # of torch's own reader, about a buffer that it only reads
+            module = torch.export.load(unfinished / "policy.pt2").module()
+        runs["torch.export"] = lambda: module(*given)
+        inputs: list[str] = []
+        if onnx:
+            runs["onnx"], inputs = _onnx(program, given, unfinished / "policy.onnx")
+        with torch.no_grad(), one_thread():
+            size = expected.abs().max().clamp(min=1e-6)
+            differences = [float((run() - expected).abs().max() / size) for run in runs.values()]
+            latencies = {name: _median_ms(run) for name, run in runs.items()}
+        if not max(differences) <= TOLERANCE:
+            raise RuntimeError(f"the programs differ from `predict` by {max(differences):.1e} of the largest action")
+        names = ["policy.pt2", *(["policy.onnx"] if onnx else []), "policy.json"]
+        exported = Exported([folder / name for name in names], latencies, max(differences))
+        described = _description(policy, given, draws, expected, exported)
+        if onnx:
+            described["onnx_inputs"] = inputs  # the observations and the draws, in the order that they have above
+        (unfinished / "policy.json").write_text(json.dumps(described, indent=2))
     return exported
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A folder beside it that takes its place at the end; where anything fails nothing is left."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.replace(folder)  # in place of an empty one too
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _inputs(policy: Policy) -> tuple[dict[str, Tensor], list[tuple[str, Tensor]]]:
@@ -146,7 +161,8 @@ def _inputs(policy: Policy) -> tuple[dict[str, Tensor], list[tuple[str, Tensor]]
         elif key.endswith(PAD):
             whole[key] = torch.zeros(1, *shape, dtype=torch.bool)
         else:
-            whole[key] = torch.randn(1, *shape, generator=generator)
+            normal = 2 * torch.rand(1, *shape, generator=generator) - 1
+            whole[key] = policy.prepare.normalizer.denormalize(key, normal)
     batch = Reads(policy.prepare(whole))
     with torch.no_grad(), Draws() as drawing:
         policy.trainer.predict(batch, torch.Generator().manual_seed(0))
@@ -175,8 +191,10 @@ def _draws(node: torch.fx.Node) -> bool:
     return not (arguments.get("dropout_p") == 0 or arguments.get("train") is False)
 
 
-def _onnx(program: torch.export.ExportedProgram, given: tuple[Any, ...], file: Path) -> Callable[[], Tensor]:
-    """Write the program for an ONNX runtime; -> a run of it."""
+def _onnx(
+    program: torch.export.ExportedProgram, given: tuple[Any, ...], file: Path
+) -> tuple[Callable[[], Tensor], list[str]]:
+    """Write the program for an ONNX runtime; -> a run of it, and what its inputs are called."""
     try:
         import onnxruntime
 
@@ -192,7 +210,7 @@ def _onnx(program: torch.export.ExportedProgram, given: tuple[Any, ...], file: P
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     flat = [*given[0].values(), *given[1]]
     fed = {one.name: tensor.numpy() for one, tensor in zip(session.get_inputs(), flat, strict=True)}
-    return lambda: torch.from_numpy(session.run(None, fed)[0])
+    return lambda: torch.from_numpy(session.run(None, fed)[0]), list(fed)
 
 
 def _description(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model_constructor import ConfigError, build_model, load_config
+from model_constructor.errors import Problem
 from model_constructor.saving import values_but_no_parameters
 from trainer.build import build_registered, build_trainer, pick_device
 from trainer.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, open_checkpoint
@@ -142,7 +143,8 @@ def load_policy(run_or_checkpoint: str | Path, device: torch.device | str | None
     trainer = build_trainer(config, models, {}, loss, device, World())
     if not isinstance(trainer, ComponentTrainer) or trainer.__class__.predict is ComponentTrainer.predict:
         name = train.trainer.type
-        raise TypeError(f"trainer '{name}' has no `predict`: only a ComponentTrainer that has one makes a policy")
+        message = f"trainer '{name}' has no `predict`, so no policy can be made of {checkpoint.path}"
+        raise ConfigError(Problem(message, hint="only a ComponentTrainer that has one makes a policy"))
     state = checkpoint.tensors("training_state")
     if not {"statistics", "normalization", "item_shapes", "images"} <= state.keys():
         raise CheckpointError(f"{checkpoint.path} holds no statistics: its weights have no units without them")

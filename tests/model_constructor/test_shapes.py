@@ -470,6 +470,15 @@ def test_a_blank_that_nothing_tells_is_an_error_at_its_place(inputs: str, module
     assert line[caret.index("^")] == "_"
 
 
+def test_a_constructor_that_failed_is_told_where_a_blank_behind_it_cannot_be_inferred():
+    message = refusals(
+        "inputs: {image: [B, 3, 64, 64]}\n"
+        "modules:\n  eyes: TimmBackbone('resnt18')\n  head: Linear(_, 4)\noutputs: head(eyes(image))\n"
+    )
+    first, second = message.index("TimmBackbone cannot be built"), message.index("'_' cannot be inferred")
+    assert first < second and "resnt18" in message[first:second]
+
+
 # what is refused
 
 

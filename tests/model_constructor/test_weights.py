@@ -205,6 +205,13 @@ def test_each_tensor_has_the_dtype_of_the_model(model: GraphModel):
     assert torch.equal(model.head.weight, reference.head.weight.bfloat16())
 
 
+def test_what_is_imaginary_is_not_dropped(model: GraphModel):
+    weights = {name: tensor.to(torch.complex64) for name, tensor in model.state_dict().items()}
+    before = model.head.bias.clone()
+    assert "their 'head.bias' is complex, and our 'head.bias' is not." in refused(model, weights)
+    assert torch.equal(model.head.bias, before)
+
+
 def test_on_the_meta_device_the_same_is_checked_and_nothing_is_said(build: Callable, recwarn: pytest.WarningsRecorder):
     with torch.device("meta"):
         hollow = build(MODEL, params={"classes": 4})
@@ -243,6 +250,7 @@ def test_a_star_is_a_segment_or_a_stretch_of_one_and_two_stars_are_any_number():
     assert keys.look_up("layers.3.fc1.bias") == ("blocks.3.linear1.bias", 0, 1)
     assert keys.look_up("layers.3.mlp.fc1.bias") == ("blocks.3.mlp.fc1.bias", 0, 1)
     assert keys.look_up("head.layers.0") == ("head.layers.0", 0, 1)
+    assert keys.look_up(r"layers.\1.*") == (r"blocks.\1.*", 0, 1)  # a name is no pattern
 
 
 def test_the_parts_of_a_fused_tensor_are_equal_stretches_of_its_rows():
@@ -257,6 +265,7 @@ def test_a_fused_tensor_is_used_whole_and_in_equal_parts():
     two = nn.ParameterDict({"q": torch.zeros(2), "k": torch.zeros(2)})
     assert "1 unexpected" in refused(two, {"qkv": torch.zeros(6)}, parts)
     assert "their 'qkv' [5] has no 3 equal parts." in refused(two, {"qkv": torch.zeros(5)}, parts)
+    assert "their 'qkv' [] has no 3 equal parts." in refused(two, {"qkv": torch.zeros(())}, parts)
 
 
 WRONG = [  # a key map, what is wrong with it, and where

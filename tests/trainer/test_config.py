@@ -351,6 +351,18 @@ def test_what_asks_for_nothing_takes_back_what_a_base_asks_of_a_plain_trainer(co
     load_run_config(config.with_name("mine.yaml"))
 
 
+def test_a_component_that_is_taken_away_leaves_no_entry_behind(config: Path) -> None:
+    child = config.with_name("mine.yaml")
+    child.write_text("defaults: [config.yaml]\nmodel:\n  component_config_paths: {encoder: null}\n")
+    with pytest.raises(
+        ConfigError, match=r"no component 'encoder'(?s:.*)mine\.yaml:3.*takes the component away"
+    ) as raised:
+        load_run_config(child)
+    assert "write `encoder: null` here too" in str(raised.value)
+    child.write_text(child.read_text() + "  component_optims: {encoder: null}\n")
+    assert "encoder" not in load_run_config(child).experiment.model.component_optims
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [

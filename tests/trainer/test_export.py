@@ -11,7 +11,7 @@ import torch
 from toy_plugin import ToyTrainer
 
 from model_constructor import ConfigError
-from trainer import load_policy, train
+from trainer import export, load_policy, train
 from trainer.export import export_policy, main
 from trainer.registry import TRAINER_REGISTRY
 
@@ -100,6 +100,26 @@ def test_nothing_is_overwritten(config: Path, tmp_path: Path, capsys) -> None:
     assert (tmp_path / "mine").read_text() == "kept"
 
 
+def test_an_export_that_fails_leaves_nothing(config: Path, tmp_path: Path, monkeypatch) -> None:
+    run_dir = train(config).run_dir
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    folder = tmp_path / "programs/export"
+    folder.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="--onnx: onnxruntime cannot be imported"):
+        export_policy(run_dir, folder, onnx=True)
+    assert list(folder.parent.rglob("*")) == [folder]
+    export_policy(run_dir, folder)  # into the empty folder
+    assert sorted(one.name for one in folder.parent.rglob("*")) == ["export", "policy.json", "policy.pt2"]
+
+
+def test_what_is_made_up_to_trace_a_program_lies_within_the_data(config: Path) -> None:
+    policy = load_policy(train(config).run_dir)
+    observation, _ = export._inputs(policy)
+    normalized = policy.prepare(dict(observation))["observation.state"]
+    assert normalized.abs().max() <= 1 + 1e-5
+    assert not torch.equal(normalized, observation["observation.state"])
+
+
 @pytest.mark.slow
 def test_an_onnx_runtime_gives_the_policys_chunk_too(config: Path, tmp_path: Path) -> None:
     import onnxruntime
@@ -109,6 +129,8 @@ def test_an_onnx_runtime_gives_the_policys_chunk_too(config: Path, tmp_path: Pat
     assert exported.latencies_ms.keys() == {"predict", "torch.export", "onnx"}
     session = onnxruntime.InferenceSession(str(tmp_path / "export/policy.onnx"))
     draw = np.full((1, 1, 3), 0.5, dtype=np.float32)
-    fed = dict(zip([one.name for one in session.get_inputs()], (STATE[None, None], draw), strict=True))
+    inputs = json.loads((tmp_path / "export/policy.json").read_text())["onnx_inputs"]
+    assert inputs == [one.name for one in session.get_inputs()]
+    fed = dict(zip(inputs, (STATE[None, None], draw), strict=True))
     found = session.run(None, fed)[0]
     assert np.allclose(found, alone(tmp_path / "export", STATE[None, None].tolist(), [draw.tolist()]), rtol=1e-5)

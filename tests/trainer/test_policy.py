@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy_plugin import ToyDataset
 
-from model_constructor import names, register
+from model_constructor import ConfigError, names, register
 from trainer import Policy, load_policy, train
 from trainer.checkpoint import CheckpointError
 from trainer.data.augmentation import Augmentation
@@ -270,7 +270,7 @@ def test_a_run_whose_trainer_predicts_no_actions_makes_no_policy(config: Path) -
         "class Mute(ToyTrainer):\n    predict = ComponentTrainer.predict\n"
     )
     overrides = {"plugins": ["toy_plugin", "mute"], "train.trainer.type": "mute_trainer", "train.evaluation": None}
-    with pytest.raises(TypeError, match="trainer 'mute_trainer' has no `predict`"):
+    with pytest.raises(ConfigError, match="trainer 'mute_trainer' has no `predict`"):
         load_policy(train(config, overrides).run_dir)
 
 

@@ -1,5 +1,7 @@
 """Component checks: model files exist and build, and what the config asks of a component fits it."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,7 +24,9 @@ def check_components(source: Any, folders: Folders) -> list[Problem]:
     """Per-component keys name a component; model files exist and build; whatever trains has an optimizer."""
     paths = mapping_at(source.data, ("model", "component_config_paths"))
     problems = [
-        Problem(f"model.{section}: there is no component '{name}'", source.key_place(key), nearest(name, paths))
+        Problem(
+            f"model.{section}: there is no component '{name}'", source.key_place(key), _way_out(source, name, paths)
+        )
         for section in PER_COMPONENT
         for name in mapping_at(source.data, ("model", section))
         if name not in paths
@@ -38,6 +42,15 @@ def check_components(source: Any, folders: Folders) -> list[Problem]:
     for name in paths:
         problems += _component_problems(source, folders, name)
     return problems
+
+
+def _way_out(source: Any, name: str, paths: Mapping[str, Any]) -> str:
+    """What to do about an entry of a component that is not there."""
+    with suppress(ConfigError):  # it never was there
+        *_, last = source.history(("model", "component_config_paths", name))
+        if last.how == "removed":
+            return f"{last.place} takes the component away: write `{name}: null` here too"
+    return nearest(name, paths)
 
 
 def _component_problems(source: Any, folders: Folders, name: str) -> list[Problem]:

@@ -90,16 +90,8 @@ class FlowPolicyTrainer(ComponentTrainer):
 
     def tokens(self, batch: dict[str, Any]) -> list[Tensor]:
         """Of each camera [B, H * S, D]: what its backbone makes of its H images, oldest first."""
-        return [self._seen(camera, batch) for camera in self.cameras]
-
-    def _seen(self, camera: str, batch: dict[str, Any]) -> Tensor:
-        key = IMAGES + camera
-        if key not in batch:
-            known = [name.removeprefix(IMAGES) for name in batch if name.startswith(IMAGES)]
-            known = [name for name in known if not name.endswith("_is_pad")]
-            message = f"{self.name}: there is a component {camera}{BACKBONE}, and the data set has no {key}"
-            raise ConfigError(Problem(message, hint=nearest(camera, known)))
-        return self.of_images(camera + BACKBONE, batch[key])
+        seen = {camera + BACKBONE: camera for camera in self.cameras}
+        return [self.of_images(name, images_of(batch, camera, name)) for name, camera in seen.items()]
 
     def of_images(self, component: str, images: Tensor) -> Tensor:
         """[B, H, 3, h, w] -> [B, H * S, D]: the S tokens that a component makes of each image."""
@@ -130,3 +122,12 @@ class FlowPolicyTrainer(ComponentTrainer):
         if not (type(self.integration_steps) is int and self.integration_steps >= 1):
             yield f"integration_steps is {self.integration_steps!r}", "a whole number from 1"
         yield from wrong_execution(self.execute_steps, self.ensemble_decay, self.horizon)
+
+
+def images_of(batch: Mapping[str, Any], camera: str, component: str) -> Tensor:
+    """What a camera saw, [B, H, 3, h, w], for the component that looks at it."""
+    if (key := IMAGES + camera) in batch:
+        return batch[key]
+    known = [name.removeprefix(IMAGES) for name in batch if name.startswith(IMAGES) and not name.endswith("_is_pad")]
+    message = f"the component {component} looks at {key}, which is not among the observations"
+    raise ConfigError(Problem(message, hint=nearest(camera, known)))

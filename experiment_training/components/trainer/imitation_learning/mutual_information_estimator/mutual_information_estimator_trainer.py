@@ -32,7 +32,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.optim import Optimizer
 
 from experiment_training.components.loss.gaussian_nll import GaussianNll
-from experiment_training.components.trainer.flow_policy import IMAGES, STATE
+from experiment_training.components.trainer.flow_policy import STATE, images_of
 from model_constructor.errors import ConfigError, Problem, nearest
 from trainer.registry import TRAINER_REGISTRY
 from trainer.templates import ComponentTrainer, StepOutput
@@ -93,11 +93,7 @@ class MutualInformationEstimatorTrainer(ComponentTrainer):
 
     def _image(self, camera: str, side: int, batch: dict[str, Any]) -> Tensor:
         """The present image as side x side pixels, [B, 3 * side * side]."""
-        if (key := IMAGES + camera) not in batch:
-            known = [name.removeprefix(IMAGES) for name in batch if name.startswith(IMAGES)]
-            message = f"there is a component {camera}{DECODER}, and the data set has no {key}"
-            raise ConfigError(Problem(message, hint=nearest(camera, known)))
-        return adaptive_avg_pool2d(batch[key][:, -1], side).flatten(1)
+        return adaptive_avg_pool2d(images_of(batch, camera, camera + DECODER)[:, -1], side).flatten(1)
 
     def _wrong(self) -> Iterator[tuple[str, str]]:
         for name in COMPONENTS:
