@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from experiment_training.components.dataloader import episodic_data, lerobot_data
+from experiment_training.components.dataloader import episodic_data, lerobot_data, point_reach
 from experiment_training.components.dataloader.params import check_params
 from model_constructor import ConfigError, build_model, config, construct, expressions, interpolation, lowering, source
 from model_constructor.block import FILE_KEYS
@@ -35,6 +35,7 @@ REGISTRIES = [getattr(registry, name) for name in registry.__all__]
 DATA_PARAMS: dict[str, Mapping[str, Any]] = {
     "lerobot_dataset_factory": lerobot_data.PARAMS | {"datasets": lerobot_data.SETS},
     "episodic_dataset_factory": episodic_data.PARAMS,
+    "point_reach": point_reach.PARAMS,
 }
 COMMANDS = {
     "model-constructor ": cli.main,
