@@ -5,6 +5,8 @@ python -m experiment_training.leaderboard.ours SPEC.pickle RESULT.json
 
 from __future__ import annotations
 
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,18 @@ HERE = Path(__file__).resolve().parent
 
 
 def calibrate(spec: Spec) -> float:
-    """Seconds of an update."""
+    return update_s(train(spec, spec.folder / "calibration"))
+
+
+def update_s(run_dir: Path) -> float:
+    """Mean seconds of an update, but for those of the first line of metrics."""
     from trainer.metrics import read_metrics
 
-    run_dir = train(spec, spec.folder / "calibration")
     lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "samples_per_s" in line]
-    return batch_size(run_dir) / lines[-1]["samples_per_s"]
+    updates = [after["step"] - before["step"] for before, after in pairwise(lines)]
+    size = batch_size(run_dir)
+    seconds = [count * size / line["samples_per_s"] for count, line in zip(updates, lines[1:], strict=True)]
+    return sum(seconds) / sum(updates)
 
 
 def recipe(cell: Cell) -> dict[str, Any]:
@@ -51,7 +59,10 @@ def train(spec: Spec, run_dir: Path) -> Path:
         "train.max_steps": spec.updates,
         "train.save_dir": str(run_dir),
     }
-    return trainer.train(HERE / spec.cell.method.base[spec.cell.task.kind], overrides(spec.cell) | placed).run_dir
+    result = trainer.train(HERE / spec.cell.method.base[spec.cell.task.kind], overrides(spec.cell) | placed)
+    if result.signal is not None:
+        sys.exit(128 + result.signal)  # what was stopped is not judged
+    return result.run_dir
 
 
 def overrides(cell: Cell) -> dict[str, Any]:
@@ -59,20 +70,17 @@ def overrides(cell: Cell) -> dict[str, Any]:
 
 
 def run(spec: Spec) -> dict[str, Any]:
-    from trainer.metrics import read_metrics
     from trainer.policy import load_policy
 
     run_dir = train(spec, spec.folder / "run")
-    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "samples_per_s" in line]
-    rate = len(lines) / sum(1 / line["samples_per_s"] for line in lines)  # of lines with as many samples each
-    policy = load_policy(run_dir)
+    policy, seconds = load_policy(run_dir), update_s(run_dir)
     return judged(
         policy,
         spec.cell,
         parameters=sum(parameter.numel() for parameter in policy.trainer.models.parameters()),
         updates=spec.updates,
-        samples_per_s=rate,
-        train_s=spec.updates * batch_size(run_dir) / rate,
+        samples_per_s=batch_size(run_dir) / seconds,
+        train_s=spec.updates * seconds,
     )
 
 

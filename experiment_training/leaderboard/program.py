@@ -40,7 +40,7 @@ def call(spec: Spec) -> Any:
             [*command, str(order), str(result)],
             stdout=words,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # a cell has one core
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},  # a cell has one core
         )
     if ended.returncode or not result.exists():
         last = "\n  ".join(log.read_text(errors="replace").splitlines()[-15:])

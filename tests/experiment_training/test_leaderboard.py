@@ -1,10 +1,14 @@
 """The leaderboard: fair by construction, kept cell by cell, and shown with its uncertainty."""
 
 import json
+import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,6 +18,7 @@ from experiment_training.leaderboard.contest import ACT, FLOW, HELD_OUT, METHODS
 from experiment_training.leaderboard.program import CellFailed, Spec, call
 from experiment_training.leaderboard.table import Row, markdown, plot
 from model_constructor import load_config
+from trainer.loop import TrainResult
 
 PEG = TASKS[1]
 
@@ -108,7 +113,7 @@ def test_the_pace_of_a_method_is_measured_once_for_all_seeds(tmp_path: Path, mon
     monkeypatch.setattr(board, "call", call)
     for cell in (Cell(PEG, ACT, 0, 4), Cell(PEG, ACT, 1, 4), Cell(PEG, ACT, 1, 2)):
         board.run(cell, tmp_path)
-    assert measured == [board.CALIBRATION_UPDATES] * 2  # of 4 minutes, and of 2
+    assert measured == [board.CALIBRATION_UPDATES["peer"]] * 2  # of 4 minutes, and of 2
     assert updates == [480, 480, 240]
 
 
@@ -131,6 +136,36 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [
         f"{PEG.name}-flow_matching-4min-setting0-50episodes-seed1.json"
     ]
+
+
+def test_seeds_that_run_at_the_same_time_share_a_pace(tmp_path: Path, monkeypatch) -> None:
+    measured = []
+
+    def call(spec: Spec) -> float:
+        measured.append(spec.cell.seed)
+        time.sleep(0.2)
+        return 0.5
+
+    monkeypatch.setattr(board, "call", call)
+    specs = [Spec(Cell(PEG, ACT, seed, 4), tmp_path, tmp_path, 1) for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda spec: board.update_s(spec, tmp_path), specs)) == [0.5, 0.5]
+    assert len(measured) == 1
+
+
+def test_a_cell_that_is_stopped_is_not_judged(tmp_path: Path, monkeypatch) -> None:
+    stopped = TrainResult(tmp_path, tmp_path, 7, {}, signal=signal.SIGINT)
+    monkeypatch.setattr("trainer.train", lambda *_: stopped)
+    with pytest.raises(SystemExit) as ended:
+        board.ours.run(Spec(Cell(PEG, FLOW, 0, 4), tmp_path, tmp_path, 10))
+    assert ended.value.code == 128 + signal.SIGINT
+
+
+def test_what_hardly_moves_is_no_noise_to_a_peer() -> None:
+    stats = {"observation.state": {"mean": np.array([1.0, 2.0]), "std": np.array([0.5, 1e-7])}}
+    stats["observation.state"] |= {"min": np.array([0.0, 2.0]), "max": np.array([3.0, 2.0 + 1e-6])}
+    found = board.peer.floored(stats)["observation.state"]
+    assert (found["std"].tolist(), found["min"].tolist(), found["max"].tolist()) == ([0.5, 1.0], [0.0, 1.0], [3.0, 3.0])
 
 
 def test_the_setting_that_reached_most_is_written_down_and_used(tmp_path: Path, ran, monkeypatch) -> None:
