@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import yaml
@@ -61,6 +62,6 @@ def _comments(text: str) -> Iterator[tuple[int, str]]:
             inside |= set(range(token.start_mark.line + 1, token.end_mark.line))
         ends[token.end_mark.line] = max(token.end_mark.column, ends.get(token.end_mark.line, 0))
     for number, line in enumerate(text.splitlines()):
-        rest = line[ends.get(number, 0) :].strip()
+        rest = re.sub(r"^[|>][-+0-9]*\s+", "", line[ends.get(number, 0) :].strip())  # behind a key, of a block of text
         if number not in inside and rest.startswith("#"):
             yield number + 1, rest

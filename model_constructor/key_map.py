@@ -73,8 +73,9 @@ class KeyMap:
         """Where the tensor of this name is in a checkpoint."""
         for pattern, source in self.lines:
             if fits := pattern.fullmatch(name):
-                stretches = iter(fits.groups())
-                return source._replace(name=re.sub(r"\*\*?", lambda _: next(stretches), source.name))
+                first, *others = re.split(r"\*\*?", source.name)
+                filled = (stretch + other for stretch, other in zip(fits.groups(), others, strict=False))
+                return source._replace(name=first + "".join(filled))
         return Source(name)
 
     def leaves_out(self, theirs: str) -> bool:

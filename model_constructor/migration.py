@@ -196,7 +196,7 @@ class _Idiomatic(ast.NodeTransformer):
         self.generic_visit(node)
         if not isinstance(node.func, ast.Name):
             return node
-        if node.func.id == "Sequential" and len(node.args) > 1 and all(map(_is_call, node.args)):
+        if node.func.id == "Sequential" and len(node.args) > 1 and all(isinstance(one, ast.Call) for one in node.args):
             chain, *rest = node.args
             for link in rest:
                 chain = ast.BinOp(chain, ast.RShift(), link)
@@ -211,10 +211,6 @@ class _Idiomatic(ast.NodeTransformer):
             node.args.append(keywords[name].value)
             node.keywords.remove(keywords[name])
         return node
-
-
-def _is_call(tree: ast.expr) -> bool:
-    return isinstance(tree, ast.Call | ast.BinOp)
 
 
 def _required(kind: Callable[..., Any]) -> Iterator[str]:

@@ -32,7 +32,7 @@ from model_constructor import ConfigError
 from model_constructor.errors import Problem
 from trainer.checkpoint import CheckpointError
 from trainer.data.preparation import Preparation
-from trainer.policy import PAD, Policy, load_policy
+from trainer.policy import PAD, Policy, load_policy, open_run
 from trainer.templates import ComponentTrainer
 from trainer.timing import one_thread
 
@@ -105,7 +105,7 @@ class Step(nn.Module):
 def export_policy(run_or_checkpoint: str | Path, folder: str | Path, onnx: bool = False) -> Exported:
     """Write the programs into a new `folder`. On the CPU: a program is moved where it is loaded."""
     folder = Path(folder).expanduser().absolute()
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise ConfigError(Problem(f"{folder} is not empty, and nothing is overwritten", hint="choose another --output"))
     policy = load_policy(run_or_checkpoint, device="cpu")
     observation, draws = _inputs(policy)
@@ -129,7 +129,8 @@ def export_policy(run_or_checkpoint: str | Path, folder: str | Path, onnx: bool 
             differences = [float((run() - expected).abs().max() / size) for run in runs.values()]
             latencies = {name: _median_ms(run) for name, run in runs.items()}
         if not max(differences) <= TOLERANCE:
-            raise RuntimeError(f"the programs differ from `predict` by {max(differences):.1e} of the largest action")
+            difference = f"{max(differences):.1e} of the largest action"
+            raise ConfigError(Problem(f"the programs differ from `predict` by {difference}: nothing was written"))
         names = ["policy.pt2", *(["policy.onnx"] if onnx else []), "policy.json"]
         exported = Exported([folder / name for name in names], latencies, max(differences))
         described = _description(policy, given, draws, expected, exported)
@@ -253,12 +254,13 @@ def quiet_logs() -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="trainer.export", description="Export a policy's step as one program.")
     parser.add_argument("run", metavar="RUN_DIR", help="a run folder (its newest checkpoint) or one checkpoint")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="new or empty [RUN_DIR/export]")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="new or empty [export, in the run folder]")
     parser.add_argument("--onnx", action="store_true", help="write policy.onnx too")
     given = parser.parse_args(arguments)
     try:
-        exported = export_policy(given.run, given.output or Path(given.run) / "export", given.onnx)
-    except (ConfigError, CheckpointError) as error:
+        beside = open_run(given.run)[0].path.parent / "export"  # a checkpoint may be deleted as the run goes on
+        exported = export_policy(given.run, given.output or beside, given.onnx)
+    except (ConfigError, CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     for file in exported.files:

@@ -28,6 +28,7 @@ from trainer.distributed import World
 from trainer.execution import execution
 from trainer.modeling import apply_build_args
 from trainer.registry import LOSS_BUILDER_REGISTRY
+from trainer.state import set_own_state
 from trainer.templates import ComponentTrainer
 
 PAD = "_is_pad"
@@ -148,6 +149,7 @@ def load_policy(run_or_checkpoint: str | Path, device: torch.device | str | None
     state = checkpoint.tensors("training_state")
     if not {"statistics", "normalization", "item_shapes", "images"} <= state.keys():
         raise CheckpointError(f"{checkpoint.path} holds no statistics: its weights have no units without them")
+    set_own_state(trainer, loss, state)
     modes = {key: KeyMode(**how) for key, how in state["normalization"].items()}
     with warnings.catch_warnings(action="ignore"):  # training has told of near-constant dimensions
         normalizer = Normalizer(read_stats(state["statistics"]), modes, state["images"])

@@ -41,7 +41,7 @@ def try_one_batch(run: Run) -> None:
         raise ConfigError(Problem(message, yaml_place(error) or run.config.place("train", "trainer"), hint)) from error
     finally:
         set_random_state(before[0])
-        set_own_state(run, before[1])
+        set_own_state(run.trainer, run.loss, before[1])
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from model_constructor import ConfigError
 from model_constructor.errors import Problem
 from trainer.build import Run, seed_everything
@@ -119,8 +121,10 @@ def restore(run: Run, checkpoint: Checkpoint) -> Progress:
     for name in run.optimizers:
         _load_optimizer(run, name, checkpoint.tensors(f"{name}_opt"), state["optimizer_params"][name])
     run.averages.load_state_dict(state["averages"])
-    set_own_state(run, state)
-    progress = Progress(state["step"], state["seconds"], state["best_loss"], state["best"])
+    set_own_state(run.trainer, run.loss, state)
+    is_here = checkpoint.path.resolve().parent == run.config.save_dir.resolve()
+    best = state["best"] if is_here else None  # a checkpoint of another folder is none of this one's
+    progress = Progress(state["step"], state["seconds"], state["best_loss"], best)
     if len(state["processes"]) == run.world.size:
         own = state["processes"][run.world.rank]
         progress.window.load_state_dict(own["window"], run.device)
@@ -136,9 +140,8 @@ def own_state(run: Run) -> dict[str, Any]:
     return {"loss": run.loss.state_dict(), "trainer": trainer.state_dict() if hasattr(trainer, "state_dict") else {}}
 
 
-def set_own_state(run: Run, state: Mapping[str, Any]) -> None:
-    trainer: Any = run.trainer
-    run.loss.load_state_dict(state["loss"])
+def set_own_state(trainer: Any, loss: nn.Module, state: Mapping[str, Any]) -> None:
+    loss.load_state_dict(state["loss"])
     if hasattr(trainer, "load_state_dict"):
         trainer.load_state_dict(state["trainer"])
 

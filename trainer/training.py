@@ -39,7 +39,8 @@ def run_training(
     if start is not None and (has_done_all(run, progress) or is_late(run, progress)):
         world.first_decides(lambda: complete_last_save(run, progress, start))
         world.say(f"{run_config.save_dir} is trained already: {progress.step} updates, {start.path}")
-        return TrainResult(run_config.save_dir, start.path, progress.step, {})
+        best = None if progress.best is None else run_config.save_dir / progress.best
+        return TrainResult(run_config.save_dir, start.path, progress.step, {}, best=best)
     with out_of_memory_told(run):
         try_one_batch(run)
         world.say(banner(run, progress))

@@ -65,7 +65,7 @@ def undisturbed(run: Run) -> Iterator[None]:
             yield
     finally:
         set_random_state(before[0])
-        set_own_state(run, before[1])
+        set_own_state(run.trainer, run.loss, before[1])
 
 
 def batch_statistics(models: nn.ModuleDict) -> list[torch.Tensor]:

@@ -79,15 +79,16 @@ def _thread(call: Recorded, owner: str, calls: list[int]) -> Recorded | None:
     inner_read = {ref.node for node in outside for ref in refs_of([node.args, node.kwargs])}
     inner_read |= {ref.node for ref in refs_of(call.outputs)}
     scans = bool(inner_read & set(calls[:-1]))
-    last = calls[-1]
-    where = {number: position for position, number in enumerate(calls)}
-    keep = [i for i in range(len(call.nodes)) if i not in calls[:-1]]
+    begin, last = calls[0], calls[-1]
+    keep = [i for i in range(len(call.nodes)) if i not in calls[1:]]  # where it begins: what follows may read it
     renumber = {old: Ref(new) for new, old in enumerate(keep)}
     whole = Node("call", f"{owner}.scan" if scans else owner, nodes[0].args, nodes[0].kwargs, nodes[-1].name)
     if scans:
-        renumber |= {old: Ref(renumber[last].node, (position,)) for old, position in where.items()}
+        renumber |= {old: Ref(renumber[begin].node, (position,)) for position, old in enumerate(calls)}
         whole.name = ""
-    merged = [whole if i == last else call.nodes[i] for i in keep]
+    else:
+        renumber[last] = renumber.pop(begin)
+    merged = [whole if i == begin else call.nodes[i] for i in keep]
     return _renumbered(call, renumber, merged)
 
 

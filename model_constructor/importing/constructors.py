@@ -139,7 +139,7 @@ def _listed(value: Any, dtype: torch.dtype) -> str:
 
 def _short(value: Any, dtype: torch.dtype) -> Any:
     """The shortest number that is the same in a dtype."""
-    if not isinstance(value, float) or value in (float("inf"), float("-inf")):
+    if not isinstance(value, float) or value in (float("inf"), float("-inf")) or value != value:
         return value
     same = (f"{value:.{digits}g}" for digits in range(1, 18))
     return next(float(text) for text in same if torch.tensor(float(text), dtype=dtype).item() == value)
@@ -189,11 +189,3 @@ def _builds_alike(kind: type, call: ast.Call, module: nn.Module) -> bool:
     except Exception:
         return False
     return {n: t.shape for n, t in built.state_dict().items()} == {n: t.shape for n, t in module.state_dict().items()}
-
-
-def equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and torch.equal(one, other)
-    if isinstance(one, list | tuple):
-        return isinstance(other, list | tuple) and all(map(equal, one, other))
-    return one is other or one == other

@@ -184,8 +184,9 @@ class _Folder:
                 continue
             if any(value != first for value in values):
                 node = instance.calls[0].nodes[key[1]]
+                role = f"{node.target}(...) is given" if key[0] == "node" else "is returned"
                 message = (
-                    f"{instance.path or 'the module'}: a number that {node.target}(...) is given was "
+                    f"{instance.path or 'the module'}: a number that {role} was "
                     f"{' and '.join(dict.fromkeys(map(str, values)))} for inputs of different sizes."
                 )
                 hint = "give the size that it depends on as a number, or compute it from x.shape with + - * // alone"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..build import build_tree
+from ..equality import same_entries
 from ..errors import ConfigError, Problem
 from ..model import GraphModel
 from ..source import read_text
@@ -78,10 +79,12 @@ def _difference(module: nn.Module, model: Any, values: Mapping[str, Tensor]) -> 
 def _apart(one: Tensor, other: Tensor) -> float:
     if one.shape != other.shape or one.dtype != other.dtype:
         return float("inf")
-    if torch.equal(one, other) or not one.numel():
+    differ = ~same_entries(one, other)
+    if not differ.any():
         return 0.0
     one, other = one.double(), other.double()
-    return float(((one - other).abs().max() / one.abs().max().clamp(min=1)).nan_to_num(float("inf")))
+    size = one.where(one.isfinite(), 0.0).abs().max().clamp(min=1)
+    return float(((one - other)[differ].abs().max() / size).nan_to_num(float("inf")))
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from ..equality import equal
 from ..errors import ConfigError, Problem
 from ..names import METHODS, OPS, torch_ops
-from .constructors import constructor_call, equal, is_leaf, leaf_type
+from .constructors import constructor_call, is_leaf, leaf_type
 from .steps import Node, Recorded, Ref, Size, Sized, SizeOf, Sizes
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -198,7 +199,7 @@ class _Recorder(TorchFunctionMode):
         getter = full.endswith(".__get__")
         if name in ("shape", "size") and (getter or full == "torch.Tensor.size"):
             return self._sizes(recorded, args, kwargs)
-        if name in _DECIDING and any(id(t) in recorded.values for t in tensors_in(args)):
+        if name in _DECIDING and any(id(t) in recorded.values or isinstance(t, nn.Parameter) for t in tensors_in(args)):
             raise Problematic(
                 f"{self.where(recorded)}: the forward reads the value of a tensor ({name}), to decide or to compute.",
                 "what depends on the values of tensors is a registered module or op",
@@ -213,7 +214,7 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         if name == "data" and getter:
             recorded.bind(result, self.encode(args[0]))
-        if (name in ("data", "requires_grad_", "detach_") and getter) or not any(True for _ in tensors_in(result)):
+        if (name == "data" and getter) or name in ("requires_grad_", "detach_") or not [*tensors_in(result)]:
             return result
         trains = "training" in kwargs and (kwargs.get("p") or 0) > 0
         in_place = name.endswith("_") and not name.endswith("__")

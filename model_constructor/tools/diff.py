@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..block import Block, Input, Value, expressions
-from ..errors import ConfigError, Problem, nearest
+from ..errors import ConfigError
 from ..model import GraphModel
 from ..shapes import infer_shapes
 from ..weights import fit_weights
 from .arguments import add_imports, add_overrides, add_sizes, build_without_memory
-from .measure import measure
+from .measure import check_sizes, measure
 from .table import folded, numberless, short, table
 
 SECTIONS = ("params", "inputs", "modules", "graph", "outputs", "init")
@@ -61,12 +61,7 @@ def compare(before: GraphModel, after: GraphModel, sizes: Mapping[str, int]) -> 
 
     sizes: of symbols, for the multiply-adds. Raises ConfigError for a size of no symbol of either.
     """
-    symbols = {*before._block.symbols, *after._block.symbols}
-    unknown = [name for name in sizes if name not in symbols]
-    if unknown:
-        raise ConfigError(
-            [Problem(f"no input has the symbol '{name}'.", hint=nearest(name, symbols)) for name in unknown]
-        )
+    check_sizes(sizes, {*before._block.symbols, *after._block.symbols})
     models = (before, after)
     counted = [measure(model, {k: v for k, v in sizes.items() if k in model._block.symbols}) for model in models]
     same = before.architecture_hash == after.architecture_hash
@@ -184,6 +179,7 @@ def _initialisers(value: Value) -> Iterator[ast.expr]:
         for part in ast.walk(expression.tree):
             if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id == "Param":
                 yield from (keyword.value for keyword in part.keywords if keyword.arg == "init")
+                yield from (value for value in part.args if isinstance(value, ast.List))  # Param([1.0, 2.0])
 
 
 def _with_values(tree: ast.expr, values: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ def run(given: argparse.Namespace) -> int:
     if given.output:
         given.output.write_text(imported.text, encoding="utf-8")
     else:
-        print(imported.text)
+        print(imported.text, end="")
     out = sys.stdout if given.output else sys.stderr
     written = f"{given.output}: {len(imported.text.splitlines())} lines" if given.output else "proven"
     print(f"{written}, {imported.tensors} tensors of the same names and shapes", file=out)
@@ -126,6 +126,8 @@ def _module(name: str, arguments: Sequence[tuple[str, Any]]) -> nn.Module:
             raise ConfigError(Problem(f"{package} has no '{part}'.", hint=nearest(part, dir(found))))
         found = getattr(found, part)
     module = found
+    if isinstance(found, nn.Module) and arguments:
+        raise ConfigError(Problem(f"{name} is a module already: it takes no --args.", hint="name its class"))
     if not isinstance(found, nn.Module):
         module = found(*(value for key, value in arguments if not key), **{key: v for key, v in arguments if key})
     if not isinstance(module, nn.Module):

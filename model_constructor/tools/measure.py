@@ -7,7 +7,7 @@ is not counted. The model runs in eval mode, with its optional inputs given, exc
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,19 +35,22 @@ class Measured:
     note: str = ""
 
 
+def check_sizes(sizes: Iterable[str], symbols: Iterable[str]) -> None:
+    """Raises ConfigError for a size of none of the symbols."""
+    symbols = [*symbols]
+    if unknown := [name for name in sizes if name not in symbols]:
+        raise ConfigError(
+            [Problem(f"--size: the inputs have no symbol '{name}'.", hint=nearest(name, symbols)) for name in unknown]
+        )
+
+
 def measure(model: GraphModel, sizes: Mapping[str, int]) -> Measured:
     """Run a model that stands on the meta device. Raises ConfigError for a size of no symbol of its inputs.
 
     sizes: of symbols. B is 1 if absent; nothing is counted while the size of another is absent.
     """
     block = model._block
-    problems = [
-        Problem(f"--size: the inputs have no symbol '{name}'.", hint=nearest(name, block.symbols))
-        for name in sizes
-        if name not in block.symbols
-    ]
-    if problems:
-        raise ConfigError(problems)
+    check_sizes(sizes, block.symbols)
     shapes = _shapes_of_blocks(model)
     without = [name for name, declared in block.inputs.items() if declared.shape is None and not declared.optional]
     if without:

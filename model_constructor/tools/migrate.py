@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..build import build_model
+from ..equality import equal
 from ..errors import ConfigError, Problem, nearest
 from ..migration import Migration, migrate
 from ..source import read_text
@@ -97,22 +97,10 @@ def prove(
         for model in (old, new):
             torch.manual_seed(0)
             results.append((model.train(training)(**values), model.state_dict()))
-        if not _equal(*results):
+        if not equal(*results):
             differences.append(f"the outputs or weights {'in training' if training else 'in eval mode'}")
     if differences:
         hint = "this is a mistake of migrate, which has written nothing"
         message = f"{path}: the file in version 2 builds another model: {'; '.join(differences)}."
         raise ConfigError(Problem(message, hint=hint))
     return shapes
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return bool(one == other)

@@ -57,7 +57,7 @@ def trailing_comment(place: Place, value: Expression | None) -> str:
     if key is not None:
         return key[1].strip()
     if value is None:
-        rest = re.search(r"\s#\s*(.*)$", re.sub(r"'[^']*'|\"[^\"]*\"", "", place.text))
+        rest = re.match(r"(?:[^'\"]|'[^']*'|\"[^\"]*\")*?\s#\s*(.*)$", place.text)  # behind what is quoted
         return rest[1].strip() if rest else ""
     if value.node.how or isinstance(value.node, Translated):
         return ""

@@ -48,7 +48,7 @@ def sample(text: str) -> tuple[str, Sample]:
     (name, declared), *more = document.items() if isinstance(document, dict) and document else [("", None)]
     full = declared if isinstance(declared, dict) else {"shape": declared}
     shape, dtype = full.get("shape"), full.get("dtype", "float32")
-    sizes = isinstance(shape, list) and all(type(size) is int for size in shape)
+    sizes = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
     if more or not sizes or dtype not in DTYPES or full.keys() - {"shape", "dtype"}:
         message = f"'{text}' is not written as 'x: [2, 3, 64, 64]', or 'x: {{shape: [2, 5], dtype: int64}}'"
         raise argparse.ArgumentTypeError(message)

@@ -258,6 +258,13 @@ def test_lengths_and_kinds_that_do_not_fit_are_told(raw):
     assert "does not hold the same frames of everything: 'action' 7, 'observations/qpos' 6" in told
 
 
+def test_a_single_number_is_no_data_set_of_frames(raw):
+    with h5py.File(raw / "episode_0.hdf5", "a") as file:
+        del file["action"]
+        file["action"] = 3.0
+    assert "'action' of" in refused(raw) and "is float64 []" in refused(raw)
+
+
 def test_a_value_that_is_not_finite_names_episode_and_frame(raw):
     with h5py.File(raw / "episode_1.hdf5", "a") as file:
         file["observations/qpos"][3, 0] = np.nan

@@ -165,4 +165,12 @@ def test_a_wrong_file_or_size_is_no_difference(write: Callable, capsys: pytest.C
     assert main(["diff", path, wrong]) == main(["diff", wrong, path]) == 2
     assert "wrong.yaml:2:10" in capsys.readouterr().err
     assert main(["diff", path, path, "--size", "N=3"]) == 2
-    assert "no input has the symbol 'N'" in capsys.readouterr().err
+    assert "--size: the inputs have no symbol 'N'" in capsys.readouterr().err
+
+
+def test_values_of_a_parameter_are_initial_values(write: Callable, capsys: pytest.CaptureFixture[str]):
+    text = "inputs: {x: [B, 2]}\nmodules: {p: 'Param([1.0, 2.0])'}\noutputs: x * p\n"
+    files = [str(write(one, name)) for one, name in ((text, "a.yaml"), (text.replace("1.0", "5.0"), "b.yaml"))]
+    assert main(["diff", *files]) == 1
+    assert "begin with other values" in capsys.readouterr().out
+    assert main(["diff", files[0], files[0]]) == 0

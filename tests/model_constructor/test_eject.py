@@ -753,6 +753,22 @@ def test_sizes_for_the_comparison_can_be_given(run: Callable[..., tuple[int, str
     needs_a_size = "inputs: {x: [B, T, 4]}\nmodules: {fc: 'Linear(4, 4)', mix: 'Linear(77, 2)'}\noutputs: mix(fc(x).mT)"
     assert "no sizes are known that it runs with; give them by --size" in run(needs_a_size)[1]
     assert "to the last bit, in 2 calls with B=2, T=77" in run(needs_a_size, "--size", "T=77", "--force")[1]
+    status, said = run(LINEAR, "--size", "Q=3", "--force")
+    assert status == 1 and "--size: the inputs have no symbol 'Q'" in said
+
+
+def test_a_model_that_fails_with_every_value_is_said_not_to_be_compared(run: Callable[..., tuple[int, str]]) -> None:
+    fails = "inputs: {x: [B, 2, 2]}\nmodules: {fc: 'Linear(2, 2)'}\noutputs: cholesky(fc(x) * 0 - 1)"
+    assert "outputs are not compared: it fails with all values that were tried" in run(fails)[1]
+
+
+def test_comments_keep_what_they_quote(eject: Callable[..., Any]) -> None:
+    text = eject(
+        "params:\n  dim: 4  # the model's width, the head's too\ninputs:\n  x: [B, dim]  # of 'relu' or \"gelu\"\n"
+        "modules: {fc: 'Linear(dim, dim)'}\noutputs: fc(x)\n"
+    ).text
+    assert "the model's width, the head's too" in text
+    assert "of 'relu' or \"gelu\"" in text
 
 
 def test_an_input_without_a_shape_and_a_model_too_large_are_said_not_to_be_compared(

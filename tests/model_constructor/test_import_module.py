@@ -309,6 +309,26 @@ def test_layers_whose_results_are_all_used_are_scanned():
     assert "layers: Linear(8, 8) * 3" in text and "layers.scan(x)" in text
 
 
+def test_a_list_whose_results_are_read_between_its_calls_runs_once():
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            y = self.head(x)
+            found.append(y + y.mean())
+        return torch.stack(found).sum(0)
+
+    layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)])
+    text = imported(Of(forward, layers=layers, head=nn.Linear(8, 2)), {"x": ["B", 8]}).text
+    assert text.count("layers.scan(x)") == 1
+
+
+def test_numbers_that_are_none_in_both_are_no_difference():
+    module = Of(lambda self, x: torch.log(self.f(x)), f=nn.Linear(8, 8))
+    assert module(torch.randn(64, 8)).isnan().any()
+    assert import_module(module, {"x": ["B", 8]}).difference == 0
+
+
 def test_torchs_own_attention_is_called_as_it_was():
     def forward(self: Any, x: Tensor) -> Tensor:
         return self.attn(x, x, x, attn_mask=None, need_weights=False)[0]
@@ -457,6 +477,7 @@ def _tied() -> nn.Module:
     ("module", "said"),
     [
         (Branching(), "Branching): the forward reads the value of a tensor (__bool__)"),
+        (Of(lambda self, x: self.f(x) * self.g.item() + self.g, f=nn.Linear(8, 8), g=nn.Parameter(torch.ones(()))), "reads the value of a tensor (item)"),
         (Of(lambda self, x: _written(self.f(x)), f=nn.Linear(8, 8)), "writes into a tensor"),
         (Of(lambda self, x: torch.fft.fft(self.f(x)).real, f=nn.Linear(8, 8)), "fft, which is no op of model files"),
         (Of(lambda self, x: self.f(x), f=nn.Linear(8, 8), g=nn.Linear(8, 3)), "nothing in the forward uses 'g' (27 numbers)"),
@@ -464,6 +485,7 @@ def _tied() -> nn.Module:
         (Of(lambda self, x: self.f(x) + OUTSIDE, f=nn.Linear(8, 8)), "no parameter, no buffer and no argument"),
         (Of(lambda self, x: self.f(x) @ self.big, f=nn.Linear(8, 8), big=torch.randn(8, 100)), "'big', which is in no state dict"),
         (Of(lambda self, x: self.f(x) * float(x.shape[0]), f=nn.Linear(8, 8)), "2.0 and 3.0 for inputs of different sizes"),
+        (Of(lambda self, x: (self.f(x), float(x.shape[0])), f=nn.Linear(8, 8)), "a number that is returned was 2.0 and 3.0"),
         (Of(lambda self, x: torch.stack([self.f(x) for _ in x]).sum(0), f=nn.Linear(8, 8)), "does different things in different calls"),
         (Of(lambda self, x: self.f(x.view(2, 8)), f=nn.Linear(8, 8)), "does not run with other sizes"),
     ],
@@ -525,6 +547,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "def net(width, *, out=2):\n"
         "    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, out))\n"
         "def broken():\n    raise OSError('no such weights')\n"
+        "BUILT = net(8)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -546,9 +569,7 @@ def test_the_command_writes_a_file_that_builds(package: None, tmp_path: Path, ca
     assert main([*command, "-o", "net.yaml", "--force"]) == 0
     capsys.readouterr()
     assert main(command) == 0
-    assert capsys.readouterr().out.rstrip("\n") == Path("net.yaml").read_text().rstrip("\n"), (
-        "without -o it goes to the terminal"
-    )
+    assert capsys.readouterr().out == Path("net.yaml").read_text(), "without -o it goes to the terminal"
 
 
 @pytest.mark.parametrize(
@@ -558,6 +579,7 @@ def test_the_command_writes_a_file_that_builds(package: None, tmp_path: Path, ca
         (["mine_to_import:nett", "--input", "x: [B]"], "did you mean 'net'"),
         (["not_there_at_all:net", "--input", "x: [B]"], "cannot be imported"),
         (["mine_to_import:net", "--args", "8", "--input", "x"], "declared by its name and shape"),
+        (["mine_to_import:BUILT", "--args", "4", "--input", "x: [B, 4]"], "is a module already: it takes no --args"),
         (["math:sqrt", "--args", "4", "--input", "x: [B]"], "gives no nn.Module but float"),
     ],
 )

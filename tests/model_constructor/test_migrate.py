@@ -163,6 +163,40 @@ def test_a_comment_or_a_value_without_a_place_is_told(tmp_path: Path, old: Path)
     assert "no entry stands beside this comment: # of use to nobody" in messages
 
 
+def test_a_comment_behind_the_key_of_a_text_comes_along(old: Path):
+    old.write_text(
+        OLD.replace(
+            "mlp_width: ${4 * sizes.hidden.width}", "mlp_width: >-  # of the head\n    ${4 * sizes.hidden.width}"
+        )
+    )
+    migrated = migrate(old)
+    assert "# of the head" in migrated.text + "".join(note.message for note in migrated.notes)
+
+
+def test_a_chain_in_a_chain_keeps_its_names(tmp_path: Path):
+    inner = "{_type_: nn.Sequential, _args_: [{_type_: nn.Linear, in_features: 4, out_features: 4}, {_type_: nn.ReLU}]}"
+    outer = f"{{_type_: nn.Sequential, _args_: [{inner}, {{_type_: nn.Linear, in_features: 4, out_features: 2}}]}}"
+    node = "{name: h, call: module:m, args: [$x]}"
+    (tmp_path / "old.yaml").write_text(
+        f"schema_version: 1\nmodel:\n  graph:\n    inputs: [x]\n    modules: {{m: {outer}}}\n    nodes: [{node}]\n    outputs: [$h]\n"
+    )
+    assert main(["migrate", str(tmp_path / "old.yaml"), "-o", str(tmp_path / "new.yaml")]) == 0
+    assert [*build_model(tmp_path / "new.yaml").state_dict()] == [
+        "m.0.0.weight",
+        "m.0.0.bias",
+        "m.1.weight",
+        "m.1.bias",
+    ]
+
+
+def test_a_model_that_gives_no_numbers_is_the_same_all_the_same(tmp_path: Path):
+    node = "{name: h, call: op:log, args: [$x]}"
+    (tmp_path / "old.yaml").write_text(
+        f"schema_version: 1\nmodel:\n  graph:\n    inputs: [x]\n    nodes: [{node}]\n    outputs: [$h]\n"
+    )
+    assert main(["migrate", str(tmp_path / "old.yaml"), "-o", str(tmp_path / "new.yaml")]) == 0
+
+
 def test_defaults_are_merged_into_the_file(old: Path, tmp_path: Path):
     (tmp_path / "wide.yaml").write_text("schema_version: 1\ndefaults: [old.yaml]\nsizes: {hidden: {width: 12}}\n")
     text = migrate(tmp_path / "wide.yaml").text
@@ -221,6 +255,7 @@ def test_inputs_that_cannot_be_found_are_asked_for(tmp_path: Path, capsys: pytes
         "x",
         "x: 3",
         "x: [2, B]",
+        "x: [-2, 3]",
         "x: [2], y: [3]",
         "{x: [2], y: [3]}",
         "x: {shape: [2], type: int64}",

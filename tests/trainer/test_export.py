@@ -95,6 +95,10 @@ def test_nothing_is_overwritten(config: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "mine").write_text("kept")
     assert main([str(run_dir), "--output", str(tmp_path)]) == 2
     assert "is not empty, and nothing is overwritten" in capsys.readouterr().err
+    assert main([str(run_dir), "--output", str(tmp_path / "mine")]) == 2
+    assert main([str(run_dir / "latest")]) == 0  # beside the checkpoints, which are deleted as a run goes on
+    assert (run_dir / "export/policy.pt2").is_file()
+    capsys.readouterr()
     assert main([str(tmp_path / "no run")]) == 2
     assert "is neither a run folder" in capsys.readouterr().err
     assert (tmp_path / "mine").read_text() == "kept"

@@ -189,6 +189,10 @@ def test_best_links_to_the_checkpoint_of_the_lowest_validation_loss_and_outlives
     }
     state = torch.load(result.checkpoint / "training_state.pt", weights_only=True)
     assert state["best_loss"] == found[best]
+    again = train(config, {**overrides, **held_out}, resume="auto")
+    assert again.best == result.best == result.run_dir / (result.run_dir / "best").readlink()
+    elsewhere = {**overrides, **held_out, "train.save_dir": "runs/elsewhere"}
+    assert train(config, elsewhere, resume=str(result.checkpoint)).best is None  # it lies in the other folder
 
 
 def test_a_validation_loss_that_is_no_number_is_never_the_best_and_hides_none(config: Path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_plugin import ToyDataset
+from toy_plugin import ToyDataset, ToyTrainer
 
 from model_constructor import ConfigError, names, register
 from trainer import Policy, load_policy, train
@@ -18,6 +18,8 @@ from trainer.data.augmentation import Augmentation
 from trainer.data.normalization import Normalizer, load_stats, normalization_modes
 from trainer.data.preparation import Preparation
 from trainer.evaluate import main as evaluate
+from trainer.registry import TRAINER_REGISTRY
+from trainer.templates import StepOutput
 
 OBSERVATION = {"observation.state": np.array([4.0, 12.0, 5.1])}
 
@@ -39,6 +41,39 @@ def test_an_action_is_the_models_in_the_data_sets_units(run_dir: Path) -> None:
     expected = chunk[0].double() * torch.tensor(stats["action"]["std"]) + torch.tensor(stats["action"]["mean"])
     assert action.dtype == np.float32
     assert np.allclose(action, expected, rtol=1e-4)
+
+
+@TRAINER_REGISTRY.register("keeping_toy_trainer")
+class KeepingTrainer(ToyTrainer):
+    """Acts with what it has counted in training."""
+
+    updates = 0
+
+    def compute_loss(self, batch: dict) -> StepOutput:
+        self.updates += self._objective.training
+        return super().compute_loss(batch)
+
+    def predict(self, batch: dict, generator: torch.Generator | None = None) -> torch.Tensor:
+        return super().predict(batch, generator) + self.updates
+
+    def state_dict(self) -> dict:
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.updates = state["updates"]
+
+
+def test_a_policy_acts_with_what_its_trainer_has_kept(config: Path) -> None:
+    run_dir = train(config, {"train.trainer.type": "keeping_toy_trainer"}).run_dir
+    policy = load_policy(run_dir)
+    acted = policy.select_action(OBSERVATION)
+    assert policy.trainer.updates == 12
+    policy.trainer.updates = 0
+    policy.reset()
+    scale = policy.prepare.normalizer.denormalize("action", torch.ones(2)) - policy.prepare.normalizer.denormalize(
+        "action", torch.zeros(2)
+    )
+    assert np.allclose(acted, policy.select_action(OBSERVATION) + 12 * scale.numpy(), rtol=1e-4)
 
 
 def test_the_model_files_and_the_data_are_not_needed(run_dir: Path, project: Path, tmp_path_factory) -> None:
@@ -104,17 +139,20 @@ def test_an_ensemble_predicts_at_every_step_and_forgets_at_a_reset() -> None:
     assert policy.select_action({"observation.state": np.zeros(2)})[0] == 70
 
 
-def test_latencies_are_those_of_the_calls_that_predicted() -> None:
+def test_latencies_are_those_of_the_calls_that_predicted(monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
     class Slow(Recorder):
         def predict(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
-            time.sleep(0.02 * len(self.asked))
+            nonlocal now
+            now += 0.02 * (1 + len(self.asked))
             return super().predict(batch, generator)
 
     policy = Policy(Slow(2), unchanged(), SHAPES, seed=0)
     for _ in range(6):
         policy.select_action({"observation.state": np.zeros(2)})
-    first, second, third = policy.latencies_ms
-    assert first < 20 <= second < 40 <= third
+    assert [*policy.latencies_ms] == pytest.approx([20, 40, 60])
 
 
 def test_history_is_oldest_first_and_padded_with_the_first_observation() -> None:

@@ -140,8 +140,9 @@ def _read(path: Path, file: h5py.File, keys: Sequence[str], images: Sequence[str
         if _picture_shape(file[key]) is None:
             right = "uint8 [T, H, W, C], or encoded pictures: uint8 [T, L], or [T] of variable length"
             problems.append(Problem(f"'{key}' of {path} is {_kind(file[key])}", hint=right))
-    if len(lengths := {file[key].shape[:1] for key in [*keys, *images]}) > 1 or lengths == {(0,)}:
-        told = ", ".join(f"'{key}' {file[key].shape[0]}" for key in [*keys, *images])
+    lengths = {key: file[key].shape[0] for key in [*keys, *images] if file[key].ndim}
+    if len({*lengths.values()}) > 1 or {*lengths.values()} == {0}:
+        told = ", ".join(f"'{key}' {length}" for key, length in lengths.items())
         problems.append(
             Problem(f"{path} does not hold the same frames of everything: {told}", hint="at least one each")
         )

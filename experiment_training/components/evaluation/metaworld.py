@@ -22,14 +22,13 @@ from trainer.templates.evaluation import EvaluationResult
 if TYPE_CHECKING:
     from trainer.policy import Policy
 
-DEMONSTRATED_SEED = 0  # of the quickstart's demonstrations
 LINGER = 24  # steps that a rollout goes on after its first success, so that one sees the object at rest
 LARGEST_IMAGE = 1024  # pixels
 
 
 @EVALUATION_BUILDER_REGISTRY.register("metaworld")
 class MetaWorldEvaluation:
-    """`seed` draws the placements; another one than the demonstrations' makes them held out.
+    """`seed` draws the placements; those of the default are held out: none can be demonstrated.
 
     image_size: pixels; the policy then sees the hand (4 numbers) and `observation.images.corner`, else the whole state.
     processes: episodes at once. films: rollouts to show, successful ones first.
@@ -97,7 +96,7 @@ class MetaWorldEvaluation:
             "success_high": high,
             "seconds_per_episode": seconds / self.episodes,
         }
-        which = f"placements of seed {self.seed}" if self.seed == DEMONSTRATED_SEED else "held-out placements"
+        which = "held-out placements" if self.seed == HELD_OUT_SEED else f"placements of seed {self.seed}"
         summary = f"success {100 * rate:.1f} % ({successes} of {self.episodes} {which})"
         return EvaluationResult(metrics, summary, files)
 
