@@ -74,11 +74,10 @@ def test_a_cell_whose_config_or_architecture_changed_is_run_again(tmp_path: Path
         text = (Path(contest.__file__).parent / f"flow_{kind}.yaml").read_text()
         (here / f"flow_{kind}.yaml").write_text(text)
     monkeypatch.setattr(board.ours, "HERE", here)
-    decoder = Path("experiment_models/blocks/chunk_decoder.yaml").read_text()
+    path = "experiment_models/quickstart/pick_place/action_decoder.yaml"
+    decoder = Path(path).read_text()
     state = here / "flow_state.yaml"
-    state.write_text(
-        state.read_text().replace("experiment_models/blocks/chunk_decoder.yaml", str(here / "decoder.yaml"))
-    )
+    state.write_text(state.read_text().replace(path, str(here / "decoder.yaml")))
     cell = Cell(PEG, FLOW, 0, minutes=4)
 
     def runs_after(path: Path, text: str) -> int:
@@ -88,7 +87,7 @@ def test_a_cell_whose_config_or_architecture_changed_is_run_again(tmp_path: Path
 
     assert runs_after(here / "decoder.yaml", decoder) == 1
     assert runs_after(here / "decoder.yaml", "# only a comment\n" + decoder) == 1
-    assert runs_after(here / "decoder.yaml", decoder.replace("norm(h) * (1 + scale)", "norm(h) * (2 + scale)")) == 2
+    assert runs_after(here / "decoder.yaml", decoder.replace("norm1(h) * (1 + s1)", "norm1(h) * (2 + s1)")) == 2
     assert runs_after(state, state.read_text().replace("decay: 0.995", "decay: 0.9")) == 3
 
 
