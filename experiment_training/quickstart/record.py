@@ -170,7 +170,7 @@ def _recorded_frames(root: Path, settings: Mapping[str, object]) -> int:
     """The number of frames of the recording at `root`, which must be whole and made with `settings`."""
     import pyarrow.parquet as parquet
 
-    way_out = "remove that folder (`make clean-runs`), or choose another with --root"
+    way_out = "remove that folder, or record into another"
     try:
         summary = dict(json.loads((root / SUMMARY).read_text()))
         stored = sum(parquet.read_metadata(file).num_rows for file in sorted(root.glob("data/*/*.parquet")))
