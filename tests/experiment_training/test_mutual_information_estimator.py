@@ -173,7 +173,9 @@ def test_a_wrong_set_up_is_explained(run, components, params, message):
 def test_a_camera_that_the_data_set_does_not_have_is_told(run):
     batch = batch_of(run, 2)
     batch["observation.images.heat"] = batch.pop("observation.images.head")
-    with pytest.raises(ConfigError, match=r"component head_decoder, and .*images.head\n.* did you mean 'heat'\?"):
+    with pytest.raises(
+        ConfigError, match=r"component head_decoder looks at .*images.head, .*\n.* did you mean 'heat'\?"
+    ):
         run.trainer.compute_loss(batch)
 
 

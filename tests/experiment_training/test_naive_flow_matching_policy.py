@@ -140,7 +140,9 @@ def test_a_wrong_set_up_is_explained(run, components, params, message):
 def test_a_camera_that_the_data_set_does_not_have_is_told(run):
     batch = batch_of(run, 2)
     batch["observation.images.wright"] = batch.pop("observation.images.right")
-    with pytest.raises(ConfigError, match=r"component right_backbone, and .*images.right\n.* did you mean 'wright'\?"):
+    with pytest.raises(
+        ConfigError, match=r"component right_backbone looks at .*images.right, .*\n.* did you mean 'wright'\?"
+    ):
         run.trainer.compute_loss(batch)
 
 
