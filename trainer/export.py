@@ -32,7 +32,7 @@ from model_constructor import ConfigError
 from model_constructor.errors import Problem
 from trainer.checkpoint import CheckpointError
 from trainer.data.preparation import Preparation
-from trainer.policy import PAD, Policy, load_policy, open_run
+from trainer.policy import PAD, Policy, load_policy
 from trainer.templates import ComponentTrainer
 from trainer.timing import one_thread
 
@@ -104,7 +104,7 @@ class Step(nn.Module):
 
 def export_policy(run_or_checkpoint: str | Path, folder: str | Path, onnx: bool = False) -> Exported:
     """Write the programs into a new `folder`. On the CPU: a program is moved where it is loaded."""
-    folder = Path(folder).expanduser().absolute()
+    folder = Path(folder).expanduser()
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise ConfigError(Problem(f"{folder} is not empty, and nothing is overwritten", hint="choose another --output"))
     policy = load_policy(run_or_checkpoint, device="cpu")
@@ -143,6 +143,7 @@ def export_policy(run_or_checkpoint: str | Path, folder: str | Path, onnx: bool 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """A folder beside it that takes its place at the end; where anything fails nothing is left."""
+    folder = folder.absolute()  # "." has no name
     unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
     unfinished.mkdir(parents=True)
     try:
@@ -258,8 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--onnx", action="store_true", help="write policy.onnx too")
     given = parser.parse_args(arguments)
     try:
-        beside = open_run(given.run)[0].path.parent / "export"  # a checkpoint may be deleted as the run goes on
-        exported = export_policy(given.run, given.output or beside, given.onnx)
+        run = Path(given.run)
+        run = run if (run / "config.yaml").is_file() else run.parent  # of a checkpoint, which may be deleted
+        exported = export_policy(given.run, given.output or run / "export", given.onnx)
     except (ConfigError, CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
