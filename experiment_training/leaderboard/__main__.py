@@ -68,9 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def board(given: argparse.Namespace, tasks: Sequence[Task], methods: Sequence[Method]) -> int:
-    if given.settings:
-        choose(tasks, methods, given.folder, given.minutes, given.processes)
-    chosen = chosen_settings()
+    options = (tasks, methods, given.folder, given.minutes, given.processes)
+    chosen = choose(*options) if given.settings else chosen_settings()
     experts = {task.name: expert(task, given.folder, given.episodes, given.processes) for task in tasks}
     cells = [  # seed after seed: a board that is stopped has as much of each method
         Cell(task, method, seed, given.minutes, chosen.get(method.name, {}).get(task.kind, 0), episodes=given.episodes)

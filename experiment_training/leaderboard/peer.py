@@ -105,8 +105,9 @@ def train(spec: Spec, run_dir: Path) -> list[float]:
         ends.append(time.perf_counter())
 
     MetricsTracker.step = marked_step
-    load_stats: Any = lerobot_dataset.load_stats
-    setattr(lerobot_dataset, "load_stats", lambda root: floored(load_stats(root)))  # noqa: B010
+    data: Any = lerobot_dataset
+    load_stats = data.load_stats
+    data.load_stats = lambda root: floored(load_stats(root))
     sys.argv = ["lerobot-train", *(f"--{name}={text(value)}" for name, value in arguments(spec, run_dir).items())]
     lerobot_train.main()
     return np.diff(ends).tolist()
