@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,19 +38,11 @@ def verdicts(cells: Sequence[Cell], folder: Path, processes: int) -> Iterator[tu
 
 
 def verdict_of(cell: Cell, folder: Path) -> dict[str, Any] | None:
-    kept, asked = folder / "cells" / f"{cell.name}.json", {**_plain(cell), "recipe": recipe(cell)}
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    if found.get("cell") == asked:
-        return found["verdict"]
     try:
-        verdict = run(cell, folder)
+        return kept(folder / "cells" / f"{cell.name}.json", asked(cell), lambda: run(cell, folder))
     except CellFailed as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return None
-    _keep(kept, {"cell": asked, "verdict": verdict})
-    reached = f"{verdict['successes']} of {verdict['episodes']}"
-    print(f"{cell.name}: {reached}, {verdict['updates']} updates", flush=True)
-    return verdict
 
 
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -62,25 +54,33 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     updates = max(least, round(60 * cell.minutes / update_s(spec, folder)))
     verdict = call(replace(spec, updates=updates, calibrates=False))
     shutil.rmtree(work)
+    print(f"{cell.name}: {verdict['successes']} of {verdict['episodes']}, {updates} updates", flush=True)
     return verdict
 
 
 def update_s(spec: Spec, folder: Path) -> float:
     """Seconds of an update, by a short trial of this machine; all seeds of a method train as many updates."""
-    asked = {**_plain(replace(spec.cell, seed=0)), "recipe": recipe(replace(spec.cell, seed=0))}
-    kept = folder / "paces" / f"{spec.cell.course}.json"
+    path = folder / "paces" / f"{spec.cell.course}.json"
     with MEASURING[spec.cell.course]:
-        found = json.loads(kept.read_text()) if kept.exists() else {}
-        if found.get("cell") == asked:
-            return found["update_s"]
-        seconds: float = call(spec)
-        _keep(kept, {"cell": asked, "update_s": seconds})
-    return seconds
+        return kept(path, asked(replace(spec.cell, seed=0)), lambda: call(spec))
 
 
-def recipe(cell: Cell) -> Any:
-    """What files say of a cell, beside the cell itself: a kept verdict is of no other."""
-    return ours.recipe(cell) if cell.method.program == "ours" else peer.recipe(cell)
+def asked(cell: Cell) -> Any:
+    """The cell, and what files say of it: a verdict is of no other."""
+    recipe = ours.recipe(cell) if cell.method.program == "ours" else peer.recipe(cell)
+    return json.loads(json.dumps({**asdict(cell), "recipe": recipe}))
+
+
+def kept(path: Path, asked: Any, make: Callable[[], Any]) -> Any:
+    """What was made before of exactly this, or is made now."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("asked") != asked:
+        found = {"asked": asked, "made": make()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(found, indent=1))
+        unfinished.rename(path)
+    return found["made"]
 
 
 def demonstrations(task: Task, folder: Path, processes: int = 1) -> Path:
@@ -92,18 +92,14 @@ def demonstrations(task: Task, folder: Path, processes: int = 1) -> Path:
 
 def expert(task: Task, folder: Path, episodes: int, processes: int) -> dict[str, Any]:
     """What those who demonstrated reach on the placements of the table."""
-    kept, asked = (
-        folder / "cells" / f"{task.name}-expert-{episodes}episodes.json",
-        {"task": task.name, "episodes": episodes, "max_steps": task.max_steps},
-    )
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    if found.get("cell") != asked:
+
+    def reached() -> dict[str, int]:
         evaluation = MetaWorldEvaluation(task.name, episodes, HELD_OUT, task.max_steps, None, processes, films=0)
         metrics = evaluation.evaluate(Expert(task.name), None).metrics
-        verdict = {"successes": int(metrics["successes"]), "episodes": int(metrics["episodes"])}
-        found = {"cell": asked, "verdict": verdict}
-        _keep(kept, found)
-    return found["verdict"]
+        return {name: int(metrics[name]) for name in ("successes", "episodes")}
+
+    path = folder / "cells" / f"{task.name}-expert-{episodes}episodes.json"
+    return kept(path, {"task": task.name, "episodes": episodes, "max_steps": task.max_steps}, reached)
 
 
 def choose(
@@ -130,14 +126,3 @@ def choose(
 def chosen_settings() -> dict[str, dict[str, int]]:
     """Method -> kind of task -> number of the setting."""
     return json.loads(CHOSEN.read_text()) if CHOSEN.exists() else {}
-
-
-def _plain(cell: Cell) -> Any:
-    return json.loads(json.dumps(asdict(cell)))
-
-
-def _keep(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1))
-    unfinished.rename(path)
