@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiment_training.quickstart.record import Recording, record
+from trainer import timing
 
 sys.path.append(str(Path(__file__).parent))  # where other processes find `wanderer`
 
@@ -16,3 +18,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs") / "demonstrations"
     assert "3 episodes" in record(root, Recording(episodes=3))
     return root
+
+
+@pytest.fixture
+def one_thread():
+    """For models that are too small to share out; what they draw is the same in every test."""
+    torch.manual_seed(0)
+    with timing.one_thread():
+        yield

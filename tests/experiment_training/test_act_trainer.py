@@ -20,16 +20,7 @@ from proof import ZOO, randomise
 from test_zoo_policies import ACT_KEYS, SMALL, acts
 
 LOW_DIM = {"cameras": 0, "env_dim": 4}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are too small to share out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_policy(**params):

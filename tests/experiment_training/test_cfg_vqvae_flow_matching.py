@@ -36,16 +36,7 @@ FAMILY = EXPERIMENTS / "cfg_vqvae_flow_matching"
 TINY = FAMILY / "exp1/tiny.yaml"
 CAMERAS = ("head", "left", "right")
 CODES = 8
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are too small to share out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -29,16 +29,7 @@ MODELS = EXPERIMENTS.parent / "experiment_models/mutual_information_estimator/ex
 TINY = FAMILY / "exp1/tiny.yaml"
 UPDATES = 800
 PAIRS = {"state_to_action": "action", "action_to_state": "state", "action_to_head": "head"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are too small to share out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

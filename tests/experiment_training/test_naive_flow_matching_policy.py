@@ -27,16 +27,7 @@ FAMILY = EXPERIMENTS / "naive_flow_matching_policy"
 MODELS = EXPERIMENTS.parent / "experiment_models/naive_flow_matching_policy"
 TINY = FAMILY / "exp1/tiny.yaml"
 CAMERAS = ("head", "left", "right")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are too small to share out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

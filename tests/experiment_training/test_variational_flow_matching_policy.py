@@ -39,16 +39,7 @@ CAMERAS = ("head", "left", "right")
 TERMS = ("kl", "sinkhorn", "router_z", "balance")
 OF_LATENT = ("posterior", "prior")
 LAM_STATE = 0.3
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are too small to share out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
