@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from itertools import chain, islice
-from types import TracebackType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from .block import Block, expressions
 from .compiler import Compiled
 from .errors import Place
 from .expressions import Expression
+from .frames import Frame, frames
 
 if TYPE_CHECKING:
     from .model import GraphModel
@@ -44,27 +45,30 @@ def explain(error: Exception, model: GraphModel) -> None:
 def _notes(error: Exception, model: GraphModel) -> Iterator[str]:
     first = error.__traceback__
     assert first is not None  # the call of this model
-    functions = {_key(compiled): compiled for compiled in _functions(type(model)._compiled)}
-    path = _path(model, _outermost(first, model))
-    step: TracebackType | None = first.tb_next
-    while step is not None and step.tb_frame.f_code is not first.tb_frame.f_code:  # which begins an inner model
-        code = step.tb_frame.f_code
-        compiled = functions.get((code.co_filename, code.co_name, code.co_firstlineno))
-        if compiled is not None:
-            yield _note(step, compiled, model, path)
+    call, root = first.tb_frame.f_code, _outermost(first.tb_frame, model)
+    path, functions = _path(model, root), _functions(model)
+    steps = list(frames(first.tb_next))
+    for place, step in enumerate(steps):
+        compiled = functions.get(_key(step.code))
+        if step.code is call:
+            if not step.is_traced:
+                return  # which begins an inner model: its notes are there
+            model = step.names["self"]
+            path, functions = _path(model, root), _functions(model)
+        elif compiled is not None:
+            yield _note(step, steps[place + 1 :], compiled, model, path)
             path = ""  # what this function calls are blocks without modules
-        elif isinstance(error, TypeError) and step.tb_next is None and step.tb_frame.f_globals is _CALLS:
+        elif isinstance(error, TypeError) and place == len(steps) - 1 and step.scope is _CALLS:
             yield _signature(model._block)  # its forward was not entered: the arguments do not bind
-        step = step.tb_next
 
 
-def _note(step: TracebackType, compiled: Compiled, model: GraphModel, path: str) -> str:
+def _note(step: Frame, inner: list[Frame], compiled: Compiled, model: GraphModel, path: str) -> str:
     """Where in the file a function failed, and what the expression there reads."""
-    frame, block = step.tb_frame, compiled.block
+    block = compiled.block
     where, names, place = _locate(step, compiled)
-    calling = _called(step.tb_next, model)
+    calling = next((called for called in (_part(further, model) for further in inner) if called), "")
     tensors = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-    known = {_dotted(name): tensor for name, tensor in tensors} | frame.f_locals
+    known = {_dotted(name): tensor for name, tensor in tensors} | dict(step.names)
     read = {name: known[name] for name in names if name in known}
     return "".join(
         (
@@ -73,6 +77,7 @@ def _note(step: TracebackType, compiled: Compiled, model: GraphModel, path: str)
             f", calling {calling}" if calling else "",
             ": " if read else "",
             ", ".join(f"{name} {_describe(value)}" for name, value in read.items()),
+            f"\n{place.excerpt()}" if step.is_traced else "",  # what did not run has no caret in the traceback
         )
     )
 
@@ -109,32 +114,31 @@ def _several(entries: list[str]) -> str:
     return ", ".join([*entries[:SHOWN], "..."] if len(entries) > SHOWN else entries)
 
 
-def _called(step: TracebackType | None, model: GraphModel) -> str:
-    """The path of the member of the model in which it failed; "" if that was in an op."""
-    while step is not None:
-        owner = step.tb_frame.f_locals.get("self")
-        path = _path(owner, model) if isinstance(owner, nn.Module) else ""
-        if path:
-            return path
-        step = step.tb_next
-    return ""
+def _part(step: Frame, model: GraphModel) -> str:
+    """The path of the member of the model that runs in a frame; "" if none does."""
+    owner = step.names.get("self")
+    return _path(owner, model) if isinstance(owner, nn.Module) else ""
 
 
-def _key(compiled: Compiled) -> tuple[str, str, int]:
-    """What code objects of the function have in common: with a tap open there is a second one."""
-    return compiled.file, compiled.tree.name, compiled.tree.lineno
+def _functions(model: GraphModel) -> dict[tuple[str, str, int], Compiled]:
+    """The compiled functions of a model, inner ones that have modules left out."""
+    return {(one.file, one.tree.name, one.tree.lineno): one for one in _with_helpers(type(model)._compiled)}
 
 
-def _functions(compiled: Compiled) -> Iterator[Compiled]:
+def _with_helpers(compiled: Compiled) -> Iterator[Compiled]:
     yield compiled
     for helper in compiled.helpers:
-        yield from _functions(helper)
+        yield from _with_helpers(helper)
 
 
-def _locate(step: TracebackType, compiled: Compiled) -> tuple[str, list[str], Place]:
+def _key(code: CodeType) -> tuple[str, str, int]:
+    """What code objects of a function have in common: with a tap open there is a second one."""
+    return code.co_filename, code.co_name, code.co_firstlineno
+
+
+def _locate(step: Frame, compiled: Compiled) -> tuple[str, list[str], Place]:
     """What failed, the values it reads by their names, and its place."""
-    positions = step.tb_frame.f_code.co_positions()
-    line, end_line, column, end_column = next(islice(positions, step.tb_lasti // 2, None))
+    line, end_line, column, end_column = step.position
     if line is None or end_line is None or column is None or end_column is None:
         raise LookupError("Python was told to keep no columns (-X no_debug_ranges)")
     for where, expression, names in _expressions(compiled.block):
@@ -170,11 +174,11 @@ def _end(tree: ast.expr) -> tuple[int | None, int | None]:
     return tree.end_lineno, tree.end_col_offset
 
 
-def _outermost(step: TracebackType, model: GraphModel) -> GraphModel:
+def _outermost(call: FrameType, model: GraphModel) -> GraphModel:
     """The first model on the stack, whose call led to this one's."""
-    call, frame = step.tb_frame.f_code, step.tb_frame.f_back
+    frame = call.f_back
     while frame is not None:
-        if frame.f_code is call:
+        if frame.f_code is call.f_code:
             model = frame.f_locals["self"]
         frame = frame.f_back
     return model

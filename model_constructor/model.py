@@ -17,6 +17,7 @@ from torch import nn
 from .block import Block
 from .compiler import Compiled, Held
 from .failure import explain
+from .frames import compile_below
 from .interpolation import escaped
 from .source import dump, read_text
 from .version1 import rename_weights
@@ -155,6 +156,9 @@ class GraphModel(nn.Module):
         """The attributes without what an open tap has set, and without compiled code, which would call this model."""
         own = {key: value for key, value in self.__dict__.items() if key != "_compiled_call_impl"}
         return {key: value for key, value in own.items() if key != "forward" or not hasattr(value, "taps")}
+
+
+compile_below(GraphModel.__call__)
 
 
 def add_members(owner: nn.Module, members: Mapping[str, nn.Module | Member]) -> None:

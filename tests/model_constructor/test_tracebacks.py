@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model_constructor import build_model, failure, register
+from model_constructor import build_model, failure, frames, register
 
 BROKEN = """\
 inputs: {x: any}
@@ -457,20 +457,61 @@ def test_a_fault_of_the_note_does_not_hide_the_failure(build: Callable):
 # the same under tools
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        lambda model: torch.compile(model, backend="eager")(X),
-        lambda model: torch.compile(model, backend="eager", fullgraph=True)(X),
-        lambda model: (model.compile(backend="eager"), model(X)),
-    ],
-    ids=["torch.compile", "fullgraph", "Module.compile"],
-)
-def test_a_failure_while_tracing_shows_the_lines_of_the_file(build: Callable, tmp_path: Path, run: Callable):
-    """Without carets: the stacks that PyTorch 2.10 keeps of the code it traces hold lines, and no columns."""
+COMPILED = {
+    "torch.compile": lambda model: torch.compile(model, backend="eager"),
+    "fullgraph": lambda model: torch.compile(model, backend="eager", fullgraph=True),
+    "Module.compile": lambda model: (model.compile(backend="eager"), model)[1],
+}
+compiled = pytest.mark.parametrize("compiled", COMPILED.values(), ids=COMPILED)
+
+
+@compiled
+def test_a_failure_while_tracing_shows_line_caret_and_note(build: Callable, tmp_path: Path, compiled: Callable):
+    """The caret is in the note: the stacks that PyTorch 2.10 keeps of the code it traces hold lines, and no columns."""
     torch._dynamo.reset()
-    told = str(failing(run, build(BROKEN))).split("from user code:")[1]
-    assert f'  File "{tmp_path}/model.yaml", line 8, in forward\n    l(h) * 3\n' in told
+    error = failing(compiled(build(BROKEN)), X)
+    assert f'  File "{tmp_path}/model.yaml", line 8, in forward\n    l(h) * 3\n' in str(error)
+    note = "model.yaml:8:5  in node 'y' of 'model', calling l: h [2, 3] float32"
+    assert notes(error) == [f"{note}\n    l(h) * 3\n    ^^^^"]
+
+
+@compiled
+def test_a_failure_while_tracing_shows_the_chain_of_blocks(build: Callable, compiled: Callable):
+    """As without compilation: the notes are the same, with a caret each."""
+    torch._dynamo.reset()
+    model, x = build(NESTED), torch.zeros(2, 4, 3)
+    plain = notes(failing(model, x))
+    told = notes(failing(compiled(model), x))
+    assert [note.split("\n")[0] for note in told] == plain and len(plain) == 4
+    assert all(note.endswith("^") for note in told)
+
+
+def test_the_note_on_a_failure_while_tracing_tells_values_of_every_kind(build: Callable):
+    """Tensors without data, constants, lists, dicts, and arguments that the trace has not come to."""
+    torch._dynamo.reset()
+    model = build("""\
+        inputs: {x: any, several: any, named: any, scale: any, unread: any}
+        graph:
+          both: ['several[0]', scale]
+        outputs: x @ several[1] + both[1] + named['a'] + unread
+        """)
+    told = failing(
+        torch.compile(model, backend="eager"), X, [X, torch.zeros(5)], {"a": 2}, 3, torch.zeros(1, dtype=torch.int64)
+    ).__notes__[0]
+    assert "x [2, 3] float32" in told and "several [[2, 3] float32, [5] float32]" in told
+    assert "named {a: 2}" in told and "unread [1] int64" in told
+
+
+def test_within_a_compiled_module_of_another_kind_the_message_holds_the_lines(build: Callable, tmp_path: Path):
+    torch._dynamo.reset()
+    error = failing(torch.compile(nn.Sequential(build(BROKEN)), backend="eager"), X)
+    assert f'  File "{tmp_path}/model.yaml", line 8, in forward\n    l(h) * 3\n' in str(error)
+
+
+def test_where_pytorch_cannot_begin_below_a_call_nothing_is_lost(monkeypatch: pytest.MonkeyPatch):
+    """It is a private part of PyTorch that may move."""
+    monkeypatch.delattr(torch._C._dynamo.eval_frame, "set_code_exec_strategy")
+    frames.compile_below(failing)
 
 
 def test_a_failure_in_export_shows_line_caret_and_note(build: Callable, tmp_path: Path):
@@ -493,8 +534,11 @@ def test_a_graph_break_names_the_line_of_the_file(build: Callable, tmp_path: Pat
 
     torch._dynamo.reset()
     model = build("inputs: {x: any}\ngraph:\n  h: x + 1\noutputs: break_of_test_tracebacks(h) * 2\n")
-    text = str(failing(torch.compile(model, backend="eager", fullgraph=True), X))
-    assert f'File "{tmp_path}/model.yaml", line 5, in forward\n    outputs: break_of_test_tracebacks(h) * 2\n' in text
+    error = failing(torch.compile(model, backend="eager", fullgraph=True), X)
+    line = "    outputs: break_of_test_tracebacks(h) * 2\n"
+    assert f'File "{tmp_path}/model.yaml", line 5, in forward\n{line}' in str(error)
+    caret = " " * 13 + "^" * 27
+    assert notes(error) == [f"model.yaml:5:10  in the outputs of 'model': h [2, 3] float32\n{line}{caret}"]
 
 
 def test_what_a_module_raises_under_torch_compile_comes_out_as_it_is(build: Callable):
