@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from .construct import ANY_SIZE, Construction
 from .errors import ConfigError, Problem
 from .graph import Graph, build_graph, check_names
 from .init import initialise
+from .limits import TRUSTED, UNTRUSTED, limited, limits
 from .lowering import lower
 from .model import GraphModel, Member
 from .shapes import infer_shapes
@@ -32,6 +32,7 @@ def build_model(
     params: Mapping[str, Any] | None = None,
     overrides: str | Sequence[str] | Mapping[str, Any] = (),
     allow_imports: Sequence[str] = (),
+    untrusted: bool = False,
 ) -> GraphModel:
     """Build the model that a YAML file describes.
 
@@ -40,11 +41,14 @@ def build_model(
     overrides: changes to the file itself, as `--set` has them: ["graph.h=stem(x)", "modules.head=null"], or a mapping
         from such key paths to plain values.
     allow_imports: packages that the file's `imports` may name; no file can import what is not allowed here.
+    untrusted: refuse a file that reads the environment, files outside of its folder, or configurations and weights of
+        others, and one that is larger than what is built in 2 s and 1 GB: 2,000 modules, 256 MiB.
 
     Raises ConfigError with all problems of the first stage that finds any, each with file, line and column.
     """
     overrides = [overrides] if isinstance(overrides, str) else overrides
-    return build_tree(load_config(source, overrides, model=True).tree, _name(source), params, allow_imports)
+    with limited(UNTRUSTED if untrusted else TRUSTED):
+        return build_tree(load_config(source, overrides, model=True).tree, _name(source), params, allow_imports)
 
 
 def compile_ir(source: str | Path | Mapping[str, Any], *, allow_imports: Sequence[str] = ()) -> Graph:
@@ -73,7 +77,11 @@ def build_prototype(tree: Node, name: str, allow_imports: Sequence[str]) -> Grap
     """A model of the class that `build_tree` would give, its sizes of no meaning: on the meta device, unchecked."""
     block, values = _checked(tree, name, {}, allow_imports)
     with torch.device("meta"):
-        return _construct(block, values, Construction(_finisher(), assumed=ANY_SIZE))
+        try:
+            return _construct(block, values, Construction(_finisher(), assumed=ANY_SIZE))
+        except ConfigError:  # a size that was assumed for a `_` does not do, and the true one has to be found
+            shapes = infer_shapes(block, values)
+            return _construct(block, values, Construction(_finisher(), shapes.sizes, graphs=shapes.graphs))
 
 
 def _construct(block: Block, values: dict[str, Any], construction: Construction) -> GraphModel:
@@ -113,8 +121,13 @@ def _checked(
 
 def _refuse_what_does_not_fit(block: Block, size: int) -> None:
     """A model for another device is left to that device."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if torch.empty(0).device.type == "cpu" and size > memory:
+    memory = limits().memory
+    if size <= memory:
+        return
+    if limits().bytes is not None:
+        message = f"the model takes {size / 2**20:,.0f} MiB; a file that is not trusted gets {memory / 2**20:,.0f} MiB."
+        raise ConfigError(Problem(message, block.node.place))
+    if torch.empty(0).device.type == "cpu":
         message = f"the model takes {size / 2**30:,.0f} GiB; this machine has {memory / 2**30:,.0f} GiB."
         raise ConfigError(Problem(message, block.node.place, "build it under torch.device('meta') to look at it"))
 

@@ -14,6 +14,7 @@ import yaml
 
 from .errors import MAX_PROBLEMS, ConfigError, Place, Problem, nearest
 from .interpolation import Keys, compute, escaped, interpolate, param_templates, with_environment
+from .limits import limits
 from .source import MAX_DEPTH, MAX_NODES, Node, dump, read_file, read_text
 
 Key = str | int
@@ -217,6 +218,9 @@ class _Loader:
             names = (os.path.relpath(name, folder) for name in (*chain[chain.index(real) :], real))
             self.complain(f"{circle}: {' -> '.join(names)}.", entry.place)
             return None
+        if not limits().reaches_out and not Path(real).is_relative_to(os.path.dirname(chain[0])):
+            self.complain("a file that is not trusted reads files of its own folder alone.", entry.place)
+            return None
         if len(chain) > MAX_DEPTH:
             self.complain(f"files lead to each other more than {MAX_DEPTH} deep.", entry.place)
             return None
@@ -417,6 +421,8 @@ def _dumped(value: object, *, flow: bool = False) -> str:
         return dump(value, flow=flow).strip()
     except yaml.YAMLError as error:
         raise ConfigError(Problem(f"this is no plain value: {error}.")) from error
+    except RecursionError:
+        raise ConfigError(Problem("these values are nested too deeply, or hold themselves.")) from None
 
 
 def _is_file(node: Node) -> bool:

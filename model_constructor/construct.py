@@ -19,13 +19,13 @@ from .errors import MAX_PROBLEMS, ConfigError, Place, Problem, nearest
 from .expressions import Expression, decide, evaluate
 from .graph import Graph, build_graph
 from .init import fill
+from .limits import limits
 from .model import Member, Namespace, add_members
 from .names import find_type, is_known_code
 
-MAX_REPEAT = 1_000
 MAX_LAYERS = 200  # that one constructor makes by itself
-MAX_MODULES = 20_000
 ANY_SIZE = 2**10 * 45_045  # for a size that does not matter: most numbers of heads and groups divide it
+_PLACED = "whoever builds a model places it: model.to(device), or build it under torch.device(...)"
 
 T = TypeVar("T")
 Graphs = dict[tuple[Block, str], Graph]  # of each block and its params
@@ -115,7 +115,7 @@ class Construction:
                 built.append(build())
             except ConfigError as error:
                 problems += error.problems
-            if len(problems) >= MAX_PROBLEMS or (problems and self.modules > MAX_MODULES):
+            if len(problems) >= MAX_PROBLEMS or (problems and self.modules > limits().modules):
                 break
         if problems:
             raise ConfigError(problems)
@@ -124,8 +124,8 @@ class Construction:
     def count(self, place: Place, modules: int = 1) -> None:
         """A small file cannot ask for unbounded work."""
         self.modules += modules
-        if self.modules > MAX_MODULES:
-            raise ConfigError(Problem(f"the model has more than {MAX_MODULES} modules.", place))
+        if self.modules > limits().modules:
+            raise ConfigError(Problem(f"the model has more than {limits().modules} modules.", place))
 
 
 class Constructor:
@@ -211,8 +211,8 @@ class Constructor:
         if is_constructor(tree.right, self.block):
             raise ConfigError(Problem("a list is written Type(...) * n, the count last.", expression.place(tree)))
         count = evaluate(expression, values, tree.right)
-        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_REPEAT:
-            message = f"a repeat count is an integer from 0 to {MAX_REPEAT}; this is {count!r}."
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= limits().repeats:
+            message = f"a repeat count is an integer from 0 to {limits().repeats}; this is {count!r}."
             raise ConfigError(Problem(message, expression.place(tree.right)))
         members = ({**values, "index": i} for i in range(count))
         made = nn.ModuleList([self.module(expression, tree.left, m, f"{path}.{i}") for i, m in enumerate(members)])
@@ -261,8 +261,7 @@ class Constructor:
                 hint = "'**params' passes params to a block; to a type, write each argument out"
                 raise ConfigError(Problem(f"'{name}' is not a block.", expression.place(keyword.value), hint))
             if keyword.arg == "device":
-                hint = "whoever builds a model places it: model.to(device), or build it under torch.device(...)"
-                raise ConfigError(Problem("a file names no device.", expression.place(keyword), hint))
+                raise ConfigError(Problem("a file names no device.", expression.place(keyword), _PLACED))
         written = [*tree.args, *(keyword.value for keyword in tree.keywords)]
         given = self._all_of(partial(self._argument, expression, part, values, path) for part in written)
         arguments, named = given[: len(tree.args)], given[len(tree.args) :]
@@ -327,20 +326,24 @@ class Constructor:
                     Problem(f"'{name}' has no argument '{keyword.arg}'.", place, nearest(keyword.arg, known))
                 )
             options[keyword.arg] = keyword.value
-        arguments = [evaluate(expression, values, argument) for argument in tree.args]
-        flag = bool(evaluate(expression, values, options[known[1]])) if known[1] in options else True
+        arguments = [_data_of(expression, values, argument) for argument in tree.args]
+        flag = decide(expression, values, options[known[1]]) if known[1] in options else True
         self.construction.count(expression.place(tree))
         try:
             tensor, is_value = _tensor_of(arguments)
-            if "init" in options and not is_value:
+            if is_value and _is_quotient(tree.args[0], arguments[0]):
+                message = f"'{name}' of the number {arguments[0]} is one value."
+                hint = f"a size is divided by '//'; for the value write {name}([{arguments[0]}])"
+                raise ConfigError(Problem(message, expression.place(tree.args[0]), hint))
+            if "init" in options and is_value:
+                message = f"'{name}' has a value already; 'init' fills sizes."
+                raise ConfigError(Problem(message, expression.place(options["init"])))
+            if "init" in options:
                 fill(expression, [tensor], options["init"], values)
             if is_buffer:
                 return Member(tensor, is_buffer=True, persistent=flag)
             if is_value and not tensor.is_floating_point() and isinstance(arguments[0], list):
                 tensor = tensor.float()  # a list of whole numbers is as good as one of 1.0, 2.0
-            if "init" in options and is_value:
-                message = f"'{name}' has a value already; 'init' fills sizes."
-                raise ConfigError(Problem(message, expression.place(options["init"])))
             return Member(nn.Parameter(tensor, requires_grad=flag))
         except (RuntimeError, TypeError, ValueError) as error:
             hint = f"{name}(2, 3) has a shape, {name}(zeros(2, 3)) or {name}([1.0, 2.0]) a value"
@@ -420,6 +423,24 @@ def _is_transparent(kind: Any, arguments: Iterable[Any]) -> bool:
     return is_known_code(kind) and not unfinished
 
 
+def _data_of(expression: Expression, values: Mapping[str, Any], tree: ast.expr) -> Any:
+    """The value of an argument; of one that needs data, as `nonzero` does, on the meta device its shape."""
+    try:
+        return evaluate(expression, values, tree)
+    except ConfigError:
+        if not torch.empty(0).is_meta:
+            raise
+    with torch.device("cpu"):
+        value = evaluate(expression, values, tree)
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
+def _is_quotient(tree: ast.expr, value: Any) -> bool:
+    """Whether a number is a quotient that happens to be whole: most likely it was to be a size."""
+    divided = isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Div)
+    return divided and isinstance(value, float) and value.is_integer()
+
+
 def _are_sizes(arguments: list[Any]) -> bool:
     return all(type(size) is int for size in arguments)
 
@@ -450,13 +471,16 @@ def _check_signature(
             raise ConfigError(Problem(f"'{name}' has no argument '{keyword.arg}'.", place, hint))
     try:
         bound = signature.bind(*arguments, **keywords)
+        of_rnn = isinstance(kind, type) and issubclass(kind, nn.RNNBase)  # takes *args; the ninth is the device
+        if "device" in bound.arguments or (of_rnn and len(arguments) > 8):
+            raise ConfigError(Problem("a file names no device.", expression.place(tree), _PLACED))
         for argument, value in bound.arguments.items():
             if isinstance(value, str) and isinstance(parameters[argument].default, bool):
                 message = f"'{argument}' of {name} is true or false; this is the string '{value}'."
                 hint = "on, off, yes and no are strings here: write true or false"
                 raise ConfigError(Problem(message, expression.place(tree), hint))
         counts = {argument: value for argument, value in bound.arguments.items() if argument.endswith("layers")}
-        if isinstance(kind, type) and issubclass(kind, nn.RNNBase):  # takes *args; the third is num_layers
+        if of_rnn:  # the third is num_layers
             counts["num_layers"] = keywords.get("num_layers", arguments[2] if len(arguments) > 2 else 1)
         for argument, value in counts.items():
             if isinstance(value, int) and value > MAX_LAYERS:

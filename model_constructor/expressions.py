@@ -6,8 +6,10 @@ Also the evaluation of an expression at build time, over params: by walking the 
 from __future__ import annotations
 
 import ast
+import io
 import math
 import operator
+import tokenize
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ _REFUSED: dict[type[ast.AST], str] = {
     ast.DictComp: "a comprehension", ast.GeneratorExp: "a comprehension", ast.JoinedStr: "an f-string",
     ast.NamedExpr: "':='", ast.Starred: "'*'", ast.Set: "a set", ast.Await: "await", ast.Yield: "yield",
 }  # fmt: skip
+SWITCHES = {"on", "off", "yes", "no", "y", "n", "true", "false"}  # strings that read as an answer
 _SLIPS = {"true": "True", "false": "False", "null": "None", "nil": "None"}
 
 BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -107,6 +110,10 @@ def parse(node: Node) -> Expression:
         raise ConfigError(_syntax_problem(error, node, lead)) from None
     except (ValueError, RecursionError, MemoryError):
         raise ConfigError(Problem("this expression is nested too deeply, or holds a NUL.", node.place)) from None
+    if (comment := _comment(text.lstrip().replace("\n", " "))) is not None:
+        hint = "YAML has no comments inside '>-', '|' and quotes: write it on a line above the key"
+        place = node.part(lead + comment, lead + comment + 1).place
+        raise ConfigError(Problem("what follows this '#' would be no part of the expression.", place, hint))
     if _depth(tree) > MAX_DEPTH:
         raise ConfigError(Problem(f"this expression is nested more than {MAX_DEPTH} deep.", node.place))
     _relocate(tree, node, lead)
@@ -115,6 +122,14 @@ def parse(node: Node) -> Expression:
     if problems:
         raise ConfigError(problems)
     return expression
+
+
+def _comment(text: str) -> int | None:
+    """Where a comment begins in a text that Python can read: to Python everything behind it is one."""
+    if "#" not in text:
+        return None
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return next((token.start[1] for token in tokens if token.type == tokenize.COMMENT), None)
 
 
 def is_plain(tree: ast.AST, plain_names: Callable[[str], bool]) -> bool:
@@ -144,12 +159,16 @@ def evaluate(expression: Expression, values: Mapping[str, Any], tree: ast.expr |
 
 def decide(expression: Expression, values: Mapping[str, Any], test: ast.expr) -> bool:
     """The outcome of a test on params. A string is no outcome: YAML's `off` is one here."""
-    outcome = evaluate(expression, values, test)
-    if isinstance(outcome, str):
-        message = f"a condition is true or false; this is the string '{outcome}'."
+    return truth(expression, test, evaluate(expression, values, test))
+
+
+def truth(expression: Expression, tree: ast.expr, value: Any) -> bool:
+    """Whether what `tree` came to holds."""
+    if isinstance(value, str):
+        message = f"a condition is true or false; this is the string '{value}'."
         hint = "on, off, yes and no are strings here: write true or false"
-        raise ConfigError(Problem(message, expression.place(test), hint))
-    return bool(outcome)
+        raise ConfigError(Problem(message, expression.place(tree), hint))
+    return bool(value)
 
 
 class _Evaluator:
@@ -182,12 +201,14 @@ class _Evaluator:
                 return self._name(tree)
             case ast.BinOp():
                 return self._binary(tree)
+            case ast.UnaryOp(op=ast.Not()):
+                return not self._truth(tree.operand, self.visit(tree.operand))
             case ast.UnaryOp():
                 return UNARY[type(tree.op)](self.visit(tree.operand))
             case ast.BoolOp():
                 for value in tree.values[:-1]:
                     result = self.visit(value)
-                    if bool(result) == isinstance(tree.op, ast.Or):
+                    if self._truth(value, result) == isinstance(tree.op, ast.Or):
                         return result
                 return self.visit(tree.values[-1])
             case ast.Compare():
@@ -208,6 +229,11 @@ class _Evaluator:
             case ast.Call():
                 return self._call(tree)
         raise self.error("this cannot be computed when the model is built.", tree)
+
+    def _truth(self, tree: ast.expr, value: Any) -> bool:
+        """Of a part of a condition: a string that is there, as in `name or 'unnamed'`, but not one that says no."""
+        switch = isinstance(value, str) and value.lower() in SWITCHES
+        return truth(self.expression, tree, value) if switch else bool(value)
 
     def _name(self, tree: ast.Name) -> Any:
         name = tree.id

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from graphlib import CycleError, TopologicalSorter
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .block import Block, Statement, Value, expressions
 from .errors import MAX_PROBLEMS, ConfigError, Problem, nearest
-from .expressions import Expression, decide
+from .expressions import Expression, decide, evaluate
 from .names import (
     ATTRIBUTES,
     CHANGING,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:  # imported where it is used: it takes longer to import than a
     import networkx as nx
 
 
+MAX_INSIDE = 60  # blocks, each used by the one before
 PREFIXES = ("nn", "F", "torch", "self", "einops")  # of Python, that a file does not need
 
 
@@ -74,7 +77,7 @@ def build_graph(block: Block, params: Mapping[str, Any]) -> Graph:
             if name in producers:
                 dag.add_edge(producers[name].key, statement.key)
                 waiting.append(producers[name])
-    problems = list(_cycles(dag, block))
+    problems = [*_cycles(dag, block), *_no_sizes(block, params)]
     if problems:
         raise ConfigError(problems)
     rank = {key: position for position, key in enumerate(block.graph)}
@@ -120,10 +123,12 @@ def remaining(
         return not inner if isinstance(inner, bool) else ast.copy_location(ast.UnaryOp(ast.Not(), inner), test)
     if isinstance(test, ast.BoolOp):
         decisive = isinstance(test.op, ast.Or)  # one True decides an `or`, one False an `and`
-        parts = [remaining(expression, params, value, block, known) for value in test.values]
-        left = [part for part in parts if not isinstance(part, bool)]
-        if decisive in parts:
-            return decisive
+        left: list[ast.expr] = []
+        for value in test.values:
+            part = remaining(expression, params, value, block, known)
+            if part is decisive:
+                return decisive  # what follows may not even be computable: `drop is not None and drop > 0`
+            left += [part] if isinstance(part, ast.expr) else []
         if not left:
             return not decisive
         return left[0] if len(left) == 1 else ast.copy_location(ast.BoolOp(test.op, left), test)
@@ -167,9 +172,25 @@ class _Liveness:
 def check_names(root: Block) -> None:
     """Raise one ConfigError with every unknown, unused or cyclic name on any level of a file."""
     found = (problem for level in root.levels() for problem in _Checker(level).problems())
-    problems = list(islice(found, MAX_PROBLEMS))
+    problems = list(islice(found, MAX_PROBLEMS)) or list(_too_deep(root))
     if problems:
         raise ConfigError(problems)
+
+
+def _too_deep(root: Block) -> Iterator[Problem]:
+    """A block that uses a block that uses a block, and so on: later stages follow them by recursion."""
+    uses: dict[Block, set[Block]] = {}
+    levels = list(root.levels())
+    for block in levels if len(levels) > MAX_INSIDE else ():
+        names = {_callee(part) for expression in _everything(block) for part in ast.walk(expression.tree)}
+        uses[block] = {inner for name in names if (inner := block.find_block(name)) is not None}
+    depths: dict[Block, int] = {}
+    with suppress(CycleError):  # a circle is told where it is closed
+        for block in TopologicalSorter(uses).static_order():  # those that are used first
+            depths[block] = 1 + max((depths[inner] for inner in uses[block]), default=0)
+            if depths[block] > MAX_INSIDE:
+                yield Problem(f"blocks use blocks more than {MAX_INSIDE} deep.", block.node.place)
+                return
 
 
 class _Checker:
@@ -290,7 +311,7 @@ class _Checker:
         if name in self.block.modules:
             hint = f"call it, as in {name}(...), or read a parameter of it by path"
             yield Problem(f"{where}: '{name}' is a module, not a value.", expression.place(tree), hint)
-        elif name in DTYPES and not self._is_op(name):
+        elif name in DTYPES and (name == "float" or not self._is_op(name)):
             return
         elif self._is_op(name) or self.block.find_block(name):
             yield Problem(f"{where}: '{name}' is an op, not a value.", expression.place(tree), f"call it: {name}(...)")
@@ -434,7 +455,7 @@ class _Checker:
 
     def _params_in_vain(self) -> Iterator[Problem]:
         """Params that a file adds to those of its `defaults`, and nothing reads: most likely misspelt ones of these."""
-        base = self.block.node.earlier[0].value if self.block.node.earlier else None
+        base = self.block.node.earlier[-1].value if self.block.node.earlier else None
         if not isinstance(base, dict):  # the path of a block's file
             return
         known = base["params"].value if "params" in base else {}
@@ -455,13 +476,13 @@ class _Checker:
         hint = "it would hold parameters that never train: call it, or remove it"
         for name, place in self.block.module_places.items():
             unused = [] if name in read else [(name,)]
-            if name in read and isinstance(self.block.modules[name], dict):
-                leaves = _leaves((name,), self.block.modules[name])
+            leaves = list(_leaves((name,), self.block.modules[name]))
+            if name in read and leaves != [(name,)]:
                 unused = [
                     one for one in leaves if not any(one[: len(p)] == p or p[: len(one)] == one for p in read_paths)
                 ]
             for path in unused:
-                yield Problem(f"nothing uses the module '{'.'.join(path)}'.", place, hint)
+                yield Problem(f"nothing uses the module '{'.'.join(path).replace('.[', '[')}'.", place, hint)
 
 
 def _parts(tree: ast.expr) -> Iterator[ast.expr]:
@@ -488,10 +509,15 @@ def _is_none_test(tree: ast.expr) -> bool:
     return False
 
 
+def _everything(block: Block) -> list[Expression]:
+    """Every expression of a block but those in the shapes of its inputs."""
+    values = [*block.modules.values(), *(statement.value for statement in block.graph.values()), *block.init.values()]
+    return [expression for value in (*values, block.outputs or []) for expression in expressions(value)]
+
+
 def _read_params(block: Block) -> set[str]:
     """The params of a block that something in it reads, or hands on."""
-    values = [*block.modules.values(), *(statement.value for statement in block.graph.values()), *block.init.values()]
-    found = [expression for value in (*values, block.outputs or []) for expression in expressions(value)]
+    found = _everything(block)
     entries = (entry for declared in block.inputs.values() for entry in declared.shape or ())
     read = {name.id for one in (*found, *entries) if isinstance(one, Expression) for name in one.names()}
     templates = (template for param in block.params.values() for template in param.templates.values())
@@ -517,26 +543,56 @@ def _cycles(dag: nx.DiGraph, block: Block) -> Iterator[Problem]:
         yield Problem(f"the nodes form a cycle: {chain}.", block.graph[first].place, hint)
 
 
+def _no_sizes(block: Block, params: Mapping[str, Any]) -> Iterator[Problem]:
+    """Entries of the inputs' shapes that come to no size under these params; null is one that is not told."""
+    for declared in block.inputs.values():
+        for entry in declared.shape or ():
+            if not isinstance(entry, Expression) or any(name.id in block.symbols for name in entry.names()):
+                continue
+            try:
+                size = evaluate(entry, params)
+            except ConfigError as error:
+                yield from error.problems
+                continue
+            if size is not None and (type(size) is not int or size < 0):
+                hint = "'//' divides into whole numbers" if isinstance(size, float) else ""
+                yield Problem(f"a size is a whole number from 0; this is {size!r}.", entry.place(), hint)
+
+
 def _paths(value: Value) -> Iterator[tuple[str, ...]]:
-    """What dotted paths a value reads, each as far as it is written out: `a.b[i].c` is the path a.b."""
+    """What dotted paths a value reads, each as far as it is written out: `a.b[i].c` is the path a.b, and `a[0].c` is
+    a.[0].c."""
     for expression in expressions(value):
-        inside = {id(part.value) for part in ast.walk(expression.tree) if isinstance(part, ast.Attribute)}
+        steps = [part for part in ast.walk(expression.tree) if isinstance(part, ast.Attribute | ast.Subscript)]
+        inside = {id(part.value) for part in steps}
         for part in ast.walk(expression.tree):
             if id(part) in inside:
                 continue  # it goes on
             names: list[str] = []
-            while isinstance(part, ast.Attribute):
-                names.insert(0, part.attr)
+            while isinstance(part, ast.Attribute | ast.Subscript):
+                name = part.attr if isinstance(part, ast.Attribute) else _number(part.slice)
+                if name in ("", "scan", "map"):  # any member, or all of them
+                    names = []
+                else:
+                    names.insert(0, name)
                 part = part.value
             if isinstance(part, ast.Name):
                 yield (part.id, *names)
 
 
+def _number(tree: ast.expr) -> str:
+    """`[2]` of an index that is written out; "" of any other."""
+    return f"[{tree.value}]" if isinstance(tree, ast.Constant) and type(tree.value) is int else ""
+
+
 def _leaves(path: tuple[str, ...], value: Value) -> Iterator[tuple[str, ...]]:
-    """The entries of a namespace, by their paths; any other module is its own leaf."""
+    """The entries of a namespace or of a list that is written out, by their paths; any other is its own leaf."""
+    listed = value.tree.elts if isinstance(value, Expression) and isinstance(value.tree, ast.List) else value
     if isinstance(value, dict):
         for name, entry in value.items():
             yield from _leaves((*path, name), entry)
+    elif isinstance(listed, list):
+        yield from ((*path, f"[{position}]") for position in range(len(listed)))
     else:
         yield path
 

@@ -160,7 +160,11 @@ def _selected(model: GraphModel, selector: str, value: Value) -> Iterator[tuple[
         yield value, fitting
         return
     assert isinstance(value, dict)
-    modules = {name: entry for name, entry in select(selector, model, place).items() if isinstance(entry, nn.Module)}
+    selected = select(selector, model, place)
+    modules = {name: entry for name, entry in selected.items() if isinstance(entry, nn.Module)}
+    if selected and not modules:
+        hint = f"such as {selector}: zeros"
+        raise ConfigError(Problem(f"'{selector}' is a parameter: write the initialiser alone.", place, hint))
     known = {name for module in modules.values() for name in module._parameters}
     for name, expression in value.items():
         assert isinstance(expression, Expression)

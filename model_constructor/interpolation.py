@@ -17,6 +17,7 @@ from typing import Any
 
 from .errors import ConfigError, Place, Problem, nearest
 from .expressions import Expression, evaluate, parse
+from .limits import limits
 from .names import CONSTANTS, PLAIN_FUNCTIONS
 from .source import MAX_DEPTH, Node
 
@@ -97,7 +98,7 @@ def param_templates(node: Node) -> dict[Keys, Template]:
     """Every `${...}` in the params of a block, where `params.dim` is another way to write `dim`."""
 
     def inside(path: Keys) -> Keys:
-        return path[1:] if path[0] == "params" else path
+        return path[1:] if path[0] == "params" and len(path) > 1 else path
 
     return {
         path: replace(
@@ -408,17 +409,19 @@ def _variable(node: Node) -> tuple[str, Any]:
     if not written or (cast and cast not in _CASTS):
         hint = f"${{env:NAME}}, ${{env:NAME,default}}, or ${{env:int:NAME,8}}; types: {', '.join(_CASTS)}"
         raise ConfigError(Problem("this names no variable of the environment.", node.place, hint))
-    text = os.environ.get(name, default)
+    environment = os.environ if limits().reaches_out else {}
+    text = environment.get(name, default)
     if text is None:
         hint = f"set it, or give a default: ${{{node.text},...}}"
-        raise ConfigError(Problem(f"the environment variable '{name}' is not set.", node.place, hint))
+        why = "is not set" if limits().reaches_out else "is not read for a file that is not trusted"
+        raise ConfigError(Problem(f"the environment variable '{name}' {why}.", node.place, hint))
     if cast is None:
         return name, text
     what, read = _CASTS[cast]
     try:
         value = read(text)
     except (ValueError, KeyError, RecursionError):
-        of = f"the environment variable '{name}'" if name in os.environ else f"the default of '{name}'"
+        of = f"the environment variable '{name}'" if name in environment else f"the default of '{name}'"
         raise ConfigError(Problem(f"{of} is {text!r}; it has to be {what}.", node.place)) from None
     if _size(value) > MAX_SIZE:
         raise ConfigError(Problem(f"the environment variable '{name}' is too large.", node.place))

@@ -269,7 +269,7 @@ class _Lowering:
             case ast.Subscript(slice=ast.Slice()) if self._root(tree) not in self.modules:
                 whole = self._held_by(tree.value)
                 return (whole[0], None) if whole is not None else None
-            case ast.Call(func=ast.Attribute(attr="scan" | "map") as callee) if self._root(callee) in self.modules:
+            case ast.Call(func=ast.Attribute(attr="scan" | "map") as callee) if self._is_list(callee.value):
                 return "list", None
             case ast.Call(func=callee) if self._root(callee) in self.modules:
                 return returned_by(self._member(callee).object)
@@ -538,7 +538,7 @@ class _Lowering:
             assert keyword.arg is not None
             given[keyword.arg] = self._evaluate(keyword.value)
             places[keyword.arg] = self.expression.place(keyword.value) if self.expression else None
-        helper_key = (block.node.place, tuple(sorted((name, repr(value)) for name, value in given.items())))
+        helper_key = (block, tuple(sorted((name, repr(value)) for name, value in given.items())))
         if helper_key not in self.helpers:
             graph = build_graph(block, bind_params(block, given, places))
             if block in self.inside:
@@ -573,13 +573,14 @@ class _Lowering:
         if missing:
             raise self._error(f"'{name}' needs the input{'s' * (len(missing) > 1)} {', '.join(missing)}.", tree)
 
+    def _is_list(self, tree: ast.expr) -> bool:
+        return self._root(tree) in self.modules and isinstance(self._member(tree).object, nn.ModuleList)
+
     def _module_call(self, tree: ast.Call, targets: tuple[str, ...]) -> ast.expr:
         callee = tree.func
-        if isinstance(callee, ast.Attribute) and callee.attr in ("scan", "map") and self._root(callee.value):
-            lists = self._member(callee.value)
-            if isinstance(lists.object, nn.ModuleList):
-                how = self._scan if callee.attr == "scan" else self._map
-                return how(tree, lists, targets)
+        if isinstance(callee, ast.Attribute) and callee.attr in ("scan", "map") and self._is_list(callee.value):
+            how = self._scan if callee.attr == "scan" else self._map
+            return how(tree, self._member(callee.value), targets)
         if isinstance(callee, ast.Attribute) and callee.attr in METHODS:
             owner = self._member(callee.value) if not isinstance(callee.value, ast.Call) else None
             if owner is not None and not isinstance(owner.object, nn.Module):

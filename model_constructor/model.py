@@ -19,7 +19,7 @@ from .compiler import Compiled, Held
 from .failure import explain
 from .frames import compile_below
 from .interpolation import escaped
-from .source import dump, read_text
+from .source import Node, dump, read_text
 from .version1 import rename_weights
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class GraphModel(nn.Module):
     @property
     def spec(self) -> dict[str, Any]:
         """A document of plain values that builds the same model: one file, its params as they are here."""
-        return {"schema_version": 2, **_document(self._block, self.params, self._block.visible_blocks())}
+        return {"schema_version": 2, **_document(self._block, self.params, self._block.visible_blocks(), {})}
 
     @property
     def code(self) -> str:
@@ -195,21 +195,40 @@ def _rebuild(name: str, text: str) -> GraphModel:
     return instance
 
 
-def _document(block: Block, params: Mapping[str, Any], blocks: Mapping[str, Block]) -> dict[str, Any]:
-    """A block as plain values; blocks from files stand in it whole, with their schema_version and scope."""
+def _document(
+    block: Block, params: Mapping[str, Any], blocks: Mapping[str, Block], around: Mapping[str, Block]
+) -> dict[str, Any]:
+    """A block as plain values, with the blocks inside it and those that are known `around` it.
+
+    Blocks from files stand in it whole, with their schema_version and scope. A block that means another one by a name
+    than the document does at its place holds that one itself.
+    """
     assert isinstance(block.node.value, dict)
     own = {key: node.plain for key, node in block.node.value.items()}
     document: dict[str, Any] = {"imports": own["imports"]} if "imports" in own else {}
     if params or "params" in own:
         document["params"] = escaped(dict(params)) or own["params"]
     document["inputs"] = own.get("inputs") or {}
-    if blocks:
-        document["blocks"] = {
-            name: ({"schema_version": 2} if inner.parent is None else {}) | _document(inner, {}, inner.blocks)
-            for name, inner in blocks.items()
-        }
+    known = {**around, **blocks}
+    for name, inner in blocks.items():
+        meant = {} if inner.parent is None else inner.parent.visible_blocks()
+        hidden = {other: one for other, one in meant.items() if known.get(other) is not one and one is not inner}
+        version = {"schema_version": 2} if inner.parent is None else {}
+        inside = _document(inner, {}, {**hidden, **inner.blocks}, {} if inner.parent is None else known)
+        document.setdefault("blocks", {})[name] = version | inside
     rest = ("modules", "graph", "outputs", "init")
-    return {**document, **{key: own[key] for key in rest if own.get(key) is not None}}
+    return {**document, **{key: _expressions(block.node.value[key]) for key in rest if own.get(key) is not None}}
+
+
+def _expressions(node: Node) -> Any:
+    """What a section holds: `False` in it is an expression, which YAML takes for its own false."""
+    if isinstance(node.value, bool):
+        return node.text
+    if isinstance(node.value, list):
+        return [_expressions(entry) for entry in node.value]
+    if isinstance(node.value, dict):
+        return {key: _expressions(entry) for key, entry in node.value.items()}
+    return node.value
 
 
 def _class_code(kind: type, name: str) -> Iterator[str]:

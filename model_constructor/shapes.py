@@ -12,7 +12,7 @@ import inspect
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +37,7 @@ from .sizes import PROBES, ROUNDED, SMALL, STEPS, Probes, Symbols
 MAX_DESCRIBED = 160  # characters of a module in a message
 MAX_LEARNT = 100  # of the tensors that one call gives
 MAX_PARTS = 10_000  # tensors that one call may give
+MAX_NESTED = 50  # lists in lists
 MAX_ELEMENTS = 2**56  # of an input: torch cannot count the bytes of many more
 LEADS = (0, 2, 3, 4, 5, 6, 7, 8)  # dimensions that `...` may stand for, besides one
 MAX_CALLS = 1_000  # of blocks that are followed: few lines can ask for exponentially many
@@ -188,7 +189,9 @@ class _Pass:
             self.cut = True
             return UNKNOWN
         dtype = getattr(torch, declared.dtype) if declared.dtype else torch.get_default_dtype()
-        value = tensor(entries, dtype, sure=declared.dtype is not None)
+        # A model of another floating dtype may run under autocast, or once it is moved to that dtype.
+        is_sure = declared.dtype is not None and (not dtype.is_floating_point or dtype == torch.get_default_dtype())
+        value = tensor(entries, dtype, sure=is_sure)
         self.open += isinstance(value, Undecided)
         return UNKNOWN if isinstance(value, Undecided) else value
 
@@ -778,7 +781,8 @@ class _Frame:
         names = list(inspect.signature(forward).parameters)[1:] if forward is not None else []
         of = parameter.removesuffix("_dim")  # `context_dim` is the width of the argument `context`
         first = next(iter(inspect.signature(callee).parameters))
-        if parameter not in (*_INFERRED, f"{of}_dim" if of in names else "", first):
+        of_torch = getattr(callee, "__module__", "").startswith("torch.nn") and first != "args"  # as an LSTM has
+        if parameter not in (*_INFERRED, f"{of}_dim" if of in names else "", "" if of_torch else first):
             return None
         position = names.index(of) if of in names else 1 if parameter == "in2_features" else 0
         argument = kwargs.get(names[position]) if position < len(names) else None
@@ -803,7 +807,16 @@ def _is_lazy(module: nn.Module) -> bool:
 
 def _is_large(value: Any) -> bool:
     """Whether a nest of lists holds more than anyone writes; the same list counts as often as it stands there."""
-    return next(itertools.islice(leaves(value), MAX_PARTS, None), None) is not None
+    level, depth = [value], 0
+    while level := [entry for one in level if isinstance(one, list | tuple | dict) for entry in _inside(one)]:
+        depth += 1
+        if depth > MAX_NESTED or len(level) > MAX_PARTS:
+            return True
+    return False
+
+
+def _inside(value: list | tuple | dict) -> Iterable[Any]:
+    return itertools.islice(value.values() if isinstance(value, dict) else value, MAX_PARTS + 1)
 
 
 def _at(value: Any, position: int) -> Any:

@@ -6,10 +6,12 @@ octal and sexagesimal numbers, calls cut at a comma or a colon, and documents th
 
 from __future__ import annotations
 
+import ast
 import bisect
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from yaml.events import CollectionEndEvent, CollectionStartEvent
@@ -50,7 +52,8 @@ class SourceFile:
         ends = [match.end() for match in _LINE_END.finditer(text)]
         self.starts = [0, *ends]  # offsets in the text
         bounds = zip(self.starts, [*ends, len(text)], strict=True)
-        self.lines = [shown] if shown else [_LINE_END.sub("", text[start:end]) for start, end in bounds]
+        lines = [_LINE_END.sub("", text[start:end]) for start, end in bounds]
+        self.lines = [shown] if shown and len(lines) == 1 else lines
 
     def position(self, offset: int) -> tuple[int, int]:
         """The line and column of a character, counted from 0."""
@@ -204,7 +207,27 @@ def dump(document: object, *, flow: bool = False) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes each string that would be read as something else."""
+    """Quotes each string that would be read as something else, or, as a param that is a calculation, be refused."""
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> MappingNode:
+        node = super().represent_mapping(tag, mapping, flow_style)
+        for key, section in node.value:
+            if key.value == "params" and isinstance(section, MappingNode):
+                names = {name.value for name, _ in section.value}
+                for _, entry in section.value:
+                    if isinstance(entry, ScalarNode) and entry.tag.endswith(":str"):
+                        entry.style = '"' if _is_calculation(entry.value, names) else entry.style
+        return node
+
+
+def _is_calculation(text: str, names: set[str]) -> bool:
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    called = {id(part.func) for part in ast.walk(tree) if isinstance(part, ast.Call)}
+    read = {part.id for part in ast.walk(tree) if isinstance(part, ast.Name) and id(part) not in called}
+    return isinstance(tree, ast.BinOp | ast.Call) and read <= names
 
 
 def _represent_text(dumper: _Dumper, text: str) -> ScalarNode:

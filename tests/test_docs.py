@@ -17,7 +17,7 @@ import yaml
 
 from experiment_training.components.dataloader import episodic_data, lerobot_data, point_reach
 from experiment_training.components.dataloader.params import check_params
-from model_constructor import ConfigError, build_model, config, construct, expressions, interpolation, lowering, source
+from model_constructor import ConfigError, build_model, config, expressions, interpolation, limits, lowering, source
 from model_constructor.block import FILE_KEYS
 from model_constructor.names import OPS, TAKEN, TAKEN_BY_MODELS, TYPES
 from model_constructor.tools import cli
@@ -243,8 +243,8 @@ def test_the_limits_are_those_of_the_code() -> None:
         expressions.MAX_LIST,
         expressions.MAX_ELEMENTS,
         interpolation.MAX_SIZE,
-        construct.MAX_REPEAT,
-        construct.MAX_MODULES,
+        limits.TRUSTED.repeats,
+        limits.TRUSTED.modules,
         lowering.MAX_FUNCTIONS,
     ]
 

@@ -40,6 +40,14 @@ def add_imports(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_untrusted(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--untrusted",
+        action="store_true",
+        help="refuse a file that reads the environment, files outside of its folder or weights, or is large",
+    )
+
+
 def add_output(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
     """`-o FILE`, and `--force` to replace it; a command asks `refuse_output` before it begins."""
     parser.add_argument("-o", "--output", type=Path, metavar=metavar, help=help)
@@ -96,6 +104,7 @@ def build_without_memory(path: str, given: argparse.Namespace) -> GraphModel:
     """The model on the meta device, in eval mode. Raises ConfigError as `build_model` does."""
     look_beside_the_user(given.allow_import)
     arguments = {"overrides": given.overrides, "allow_imports": given.allow_import}
+    arguments["untrusted"] = getattr(given, "untrusted", False)
     try:
         with torch.device("meta"):
             return build_model(path, **arguments).eval()

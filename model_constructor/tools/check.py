@@ -14,7 +14,7 @@ from ..block import Block, Value, expressions
 from ..errors import ConfigError, Place
 from ..model import GraphModel
 from ..shapes import Row, Shapes, infer_shapes
-from .arguments import add_imports, add_overrides, build_without_memory
+from .arguments import add_imports, add_overrides, add_untrusted, build_without_memory
 from .table import cut, folded, table, terminal_width
 from .watch import watch
 
@@ -37,6 +37,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE")
     add_overrides(parser)
     add_imports(parser)
+    add_untrusted(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what is wrong")
     parser.add_argument("--watch", action="store_true", help="check again whenever a file changes, until Ctrl-C")
     parser.set_defaults(run=run)
