@@ -50,7 +50,7 @@ class Averages:
         """After each optimizer update. Buffers are not averaged: who uses the average uses them as they are."""
         self._updates += 1
         for name, averages in self._averages.items():
-            live = [one.detach().float() for one in self._parameters[name].values()]
+            live = [one.float() for one in self._parameters[name].values()]
             torch._foreach_lerp_(list(averages.values()), live, 1.0 - decay_at(self._updates, self._ema[name]))
 
     @contextmanager

@@ -58,11 +58,12 @@ def schedule_notes(run: Run) -> list[str]:
     """A schedule that is written for another number of updates than the run has ends elsewhere: say so."""
     notes = []
     for name, entry in run.config.experiment.model.component_optims.items():
-        total = entry.params.get("total_steps")
-        if name in run.optimizers and total is not None and total != run.planned_updates:
-            notes.append(
-                f"note: the schedule of {name} takes {total:,} updates, the run {run.planned_updates or 'any number'}"
-            )
+        for group, params in {"": entry.params, **entry.groups}.items():
+            total = params.get("total_steps")
+            if name in run.optimizers and total is not None and total != run.planned_updates:
+                of = f"{name}, {group}," if group else name
+                planned = run.planned_updates or "any number"
+                notes.append(f"note: the schedule of {of} takes {total:,} updates, the run {planned}")
     return notes
 
 

@@ -225,6 +225,10 @@ class Params(dict[str, Any]):
         self.read |= self.keys()
         return super().values()
 
+    def copy(self) -> dict[str, Any]:
+        self.read |= self.keys()
+        return super().copy()
+
     def __iter__(self) -> Iterator[str]:  # so that `**params` goes through `__getitem__`
         return super().__iter__()
 

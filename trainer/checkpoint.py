@@ -22,13 +22,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
+from trainer.files import TEMPORARY, flush, flush_folder, write_bytes
+
 MANIFEST = "manifest.json"
-TEMPORARY = ".tmp-"
 LATEST, BEST = LINKS = ("latest", "best")
 LOCK = ".lock"
 CHECKPOINT_NAME = re.compile(r"(epoch|step)_\d+")
@@ -48,18 +49,22 @@ class Checkpoint:
 
     def tensors(self, name: str) -> Any:
         """What `{name}.pt` holds, on the CPU; nothing but tensors and plain values is ever unpickled."""
-        path = self.path / f"{name}.pt"
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # damage has no end of forms, and the unpickler a name for each
-            message = f"{path} holds something else than tensors and plain values (weights_only); nothing of it was run"
-            raise CheckpointError(message) from error
+        return read_tensors(self.path / f"{name}.pt")
 
     def has(self, name: str) -> bool:
         return (self.path / f"{name}.pt").is_file()
 
     def text(self, name: str) -> str:
         return (self.path / name).read_text(encoding="utf-8")
+
+
+def read_tensors(source: Path | IO[bytes], mmap: bool = False) -> Any:
+    """`mmap`: what no one looks at is not read."""
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # damage has no end of forms, and the unpickler a name for each
+        message = f"{source} holds something else than tensors and plain values (weights_only); nothing of it was run"
+        raise CheckpointError(message) from error
 
 
 @contextmanager
@@ -91,14 +96,15 @@ def write_checkpoint(
         for key, value in tensors.items():
             with (temporary / f"{key}.pt").open("wb") as file:
                 torch.save(value, file)
-                _flush(file)
+                flush(file)
+            read_tensors(temporary / f"{key}.pt", mmap=True)  # what cannot be read again is told now, not at a resume
         for key, text in texts.items():
-            _write_text(temporary / key, text)
+            write_bytes(temporary / key, text.encode())
         files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
         components = sorted(key.removesuffix(".yaml") for key in texts)
         manifest = {"step": step, "components": components, "files": files}
-        _write_text(temporary / MANIFEST, json.dumps(manifest, indent=1))
-        _flush_folder(temporary)
+        write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        flush_folder(temporary)
         _move_into_place(temporary, run_dir / name)
         link_checkpoints(run_dir, name, best)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
@@ -219,22 +225,15 @@ def remove_leftovers(run_dir: Path) -> None:
             print(f"could not remove {path}: {error}", flush=True)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Whoever reads the file, whenever, finds all of the old text or all of the new one."""
-    beside = path.with_name(f"{TEMPORARY}{path.name}")
-    _write_text(beside, text)
-    os.replace(beside, path)
-
-
 def random_state() -> dict[str, Any]:
-    """Every random stream of this process, as plain values and tensors."""
+    """Every random stream of this process, of CUDA that of its own device, as plain values and tensors."""
     numpy_state: Any = np.random.get_state(legacy=True)
     name, keys, position, has_gauss, cached = numpy_state
     return {
         "python": random.getstate(),
         "numpy": (str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -243,8 +242,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:
@@ -256,7 +255,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
         shutil.rmtree(aside)
     else:
         temporary.rename(target)
-    _flush_folder(target.parent)
+    flush_folder(target.parent)
 
 
 def _link(run_dir: Path, name: str, target: str) -> None:
@@ -270,7 +269,10 @@ def _link(run_dir: Path, name: str, target: str) -> None:
 
 def _room(run_dir: Path, tensors: Mapping[str, Any], error: Exception) -> str:
     """Where the disk is full: what a checkpoint takes, and what there is. torch.save hides the system's own error."""
-    needed, free = _bytes(tensors), shutil.disk_usage(run_dir).free
+    try:
+        needed, free = _bytes(tensors), shutil.disk_usage(run_dir).free
+    except OSError:  # the folder itself is gone
+        return ""
     is_full = free < needed or getattr(error, "errno", None) == errno.ENOSPC
     return f"\n  It takes about {needed / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB are free." if is_full else ""
 
@@ -295,22 +297,3 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        _flush(file)
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -2,7 +2,6 @@
 under `earlier`: what each part of a resumed run was trained with can be told."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from trainer.build import Run
+from trainer.files import replace_text
 
 PACKAGES = (
     *("policy-constructor", "torch", "torchvision", "torchcodec", "numpy", "pyarrow", "lerobot", "transformers"),
@@ -25,9 +25,7 @@ GIT_S = 10.0  # a repository on a slow disk is not waited for
 def write_environment(run: Run, path: Path) -> None:
     """Replace the file whole; what it said of earlier starts is kept."""
     started = {**environment(run), "earlier": _earlier(path)}
-    beside = path.with_name(f".tmp-{path.name}")
-    beside.write_text(json.dumps(started, indent=1), encoding="utf-8")
-    os.replace(beside, path)
+    replace_text(path, json.dumps(started, indent=1))
 
 
 def environment(run: Run) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def evaluate_run(run_or_checkpoint: str | Path, params: Mapping[str, Any] | None
         "step": checkpoint.step,
         "evaluation": {"type": entry.type, "params": entry.params},
         "summary": result.summary,
-        "metrics": result.metrics,
+        "metrics": result.numbers(),
         "latency": latency,
         "files": [path.name for path in result.files],
     }

@@ -32,6 +32,7 @@ from model_constructor import ConfigError
 from model_constructor.errors import Problem
 from trainer.checkpoint import CheckpointError
 from trainer.data.preparation import Preparation
+from trainer.modeling.lora import merge_lora
 from trainer.policy import PAD, Policy, load_policy
 from trainer.templates import ComponentTrainer
 from trainer.timing import one_thread
@@ -108,6 +109,8 @@ def export_policy(run_or_checkpoint: str | Path, folder: str | Path, onnx: bool 
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise ConfigError(Problem(f"{folder} is not empty, and nothing is overwritten", hint="choose another --output"))
     policy = load_policy(run_or_checkpoint, device="cpu")
+    for component in policy.trainer.models.values():
+        merge_lora(component)
     observation, draws = _inputs(policy)
     step = Step(policy.trainer, policy.prepare).eval()
     given = (observation, tuple(tensor for _, tensor in draws))

@@ -12,13 +12,14 @@ from trainer.checkpoint import Checkpoint
 from trainer.config import RunConfig
 
 
-def facts(run: Run) -> dict[str, int | str | bool]:
+def facts(run: Run) -> dict[str, int | str | bool | None]:
     """What may not change within a run: the data, the order and units of its samples, the kinds of optimizers."""
     updates, optims = run.data.updates, run.config.experiment.model.component_optims
     return {
         "frames": updates.size,
         "frames per update": updates.update_size,
         "seed": updates.seed,
+        "train.overfit_batches": run.config.experiment.train.overfit_batches or None,
         "data of fingerprint": run.data.fingerprint,
         **{f"the normalization of {key}": str(how) for key, how in run.data.prepare.normalizer.modes.items()},
         **{f"the optimizer of {name}": optims[name].type for name in run.optimizers},
@@ -30,10 +31,10 @@ def facts(run: Run) -> dict[str, int | str | bool]:
 
 def _trained(run: Run, component: str) -> str:
     """How many, and which, in the order and the groups in which the optimizer's state counts them."""
-    names = {parameter: name for name, parameter in run.models[component].named_parameters()}
+    names = {one: f"{name} {list(one.shape)}" for name, one in run.models[component].named_parameters()}
     groups = run.optimizers[component].param_groups if component in run.optimizers else []
     order = [[names[parameter] for parameter in group["params"]] for group in groups]
-    return f"{sum(map(len, order))} ({hashlib.sha256(repr(order).encode()).hexdigest()[:8]} by name and group)"
+    return f"{sum(map(len, order))} ({hashlib.sha256(repr(order).encode()).hexdigest()[:8]} by name, shape and group)"
 
 
 def _factors(run: Run) -> str:
@@ -43,7 +44,11 @@ def _factors(run: Run) -> str:
 
 def _fact_place(config: RunConfig, fact: str) -> Place | None:
     """Where the config decides a fact."""
-    keys = {"frames per update": ("data", "batch_size"), "seed": ("seed",)}
+    keys = {
+        "frames per update": ("data", "batch_size"),
+        "seed": ("seed",),
+        "train.overfit_batches": ("train", "overfit_batches"),
+    }
     if fact == "seed" and config.experiment.train.seed is not None:
         return config.place("train", "seed")
     of = fact.rpartition(" of ")[2]

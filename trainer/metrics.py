@@ -16,6 +16,7 @@ from tqdm import tqdm
 from trainer.checkpoint import CheckpointError, writing
 from trainer.curves import draw
 from trainer.distributed import World
+from trainer.files import TEMPORARY, replace_text
 
 CPU = torch.device("cpu")
 ALONE = World()
@@ -82,6 +83,7 @@ class MetricWindow:
     def state_dict(self) -> dict[str, Any]:
         """What this rank has added and not read; nothing is added up for it, which would round differently."""
         return {
+            "order": [list(names) for names in self._rows],  # that of the sums over all of them
             "rows": [(list(names), torch.stack(rows).cpu()) for names, rows in self._rows.items() if rows],
             "sums": [(list(names), sums.cpu()) for names, sums in self._sums.items()],
         }
@@ -89,7 +91,7 @@ class MetricWindow:
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         self._device = device
         self._sums = {tuple(names): sums.to(device) for names, sums in state["sums"]}
-        self._rows = {names: [] for names in self._sums}
+        self._rows = {tuple(names): [] for names in state["order"]}
         self._rows |= {tuple(names): list(rows.to(device).unbind()) for names, rows in state["rows"]}
 
 
@@ -115,17 +117,16 @@ class MetricsFile:
     def __init__(self, path: Path, keep_until_step: int) -> None:
         """Lines after `keep_until_step` belong to updates that are done again; they are cut."""
         kept = [line for line in read_metrics(path) if line["step"] <= keep_until_step]
-        beside = path.with_name(f".tmp-{path.name}")
         self._path = path
         with writing(path.parent):
-            beside.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-            os.replace(beside, path)
-            self._file = path.open("a")
+            replace_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
+            self._file = path.open("ab", buffering=0)  # of a line that finds no room nothing is left for `close`
 
     def write(self, line: Mapping[str, Any]) -> None:
+        rest = f"{json.dumps(_plain(line), allow_nan=False)}\n".encode()
         with writing(self._path.parent):
-            self._file.write(f"{json.dumps(_plain(line), allow_nan=False)}\n")
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
 
     def flush_to_disk(self) -> None:
         """Before each checkpoint: the lines up to its step are to outlive whatever it outlives."""
@@ -223,7 +224,7 @@ def draw_curves(run_dir: Path, title: str, at_most_every_s: float = 0.0) -> Path
 
     A picture that is younger than `at_most_every_s` stands: drawing takes a third of a second.
     """
-    path, beside = run_dir / "loss.png", run_dir / ".tmp-loss.png"
+    path, beside = run_dir / "loss.png", run_dir / f"{TEMPORARY}loss.png"
     with writing(run_dir):
         if path.exists() and 0 <= time.time() - path.stat().st_mtime < at_most_every_s:
             return path

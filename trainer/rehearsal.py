@@ -1,6 +1,7 @@
 """Rehearsal: one loss before anything is written. What does not fit is a message, and leaves no run folder behind."""
 
 import copy
+import io
 import linecache
 import re
 import traceback
@@ -12,7 +13,7 @@ import torch
 from model_constructor import ConfigError
 from model_constructor.errors import Place, Problem
 from trainer.build import Run
-from trainer.checkpoint import random_state, set_random_state
+from trainer.checkpoint import CheckpointError, random_state, read_tensors, set_random_state
 from trainer.data.prefetch import DeviceBatches, build_loader
 from trainer.state import own_state, set_own_state
 from trainer.templates import ComponentTrainer
@@ -20,6 +21,7 @@ from trainer.templates import ComponentTrainer
 
 def try_one_batch(run: Run) -> None:
     """Shapes, losses and plugins that fail with the data at hand fail here, in one message."""
+    refuse_unreadable_state(run)
     if not isinstance(run.trainer, ComponentTrainer):
         return  # its only step is one that trains
     data = run.config.experiment.data.model_copy(update={"num_workers": 0})
@@ -42,6 +44,20 @@ def try_one_batch(run: Run) -> None:
     finally:
         set_random_state(before[0])
         set_own_state(run.trainer, run.loss, before[1])
+
+
+def refuse_unreadable_state(run: Run) -> None:
+    """A checkpoint is read without running anything: what only a full unpickler takes would be lost at a resume."""
+    for name, state in own_state(run).items():
+        written = io.BytesIO()
+        torch.save(state, written)
+        written.seek(0)
+        try:
+            read_tensors(written)
+        except CheckpointError as error:
+            message = f"the {name}'s state_dict holds something else than tensors and plain values"
+            hint = f"no checkpoint of it could be read again: {' '.join(str(error.__cause__).split())[:300]}"
+            raise ConfigError(Problem(message, run.config.place("train", name), hint)) from error
 
 
 @contextmanager

@@ -26,7 +26,6 @@ from trainer.checkpoint import (
     random_state,
     remove_leftovers,
     remove_old,
-    replace_text,
     set_random_state,
     write_checkpoint,
     writing,
@@ -36,6 +35,7 @@ from trainer.data.normalization import plain_stats, save_stats, write_stats_pick
 from trainer.distributed import first_disagreement
 from trainer.environment import write_environment
 from trainer.facts import config_differences, fact_problems, facts, model_problems, spec_text
+from trainer.files import replace_text
 from trainer.metrics import MetricWindow, read_metrics
 from trainer.modeling.warm_start import refuse_other_shapes
 
@@ -121,7 +121,14 @@ def restore(run: Run, checkpoint: Checkpoint) -> Progress:
     for name in run.optimizers:
         _load_optimizer(run, name, checkpoint.tensors(f"{name}_opt"), state["optimizer_params"][name])
     run.averages.load_state_dict(state["averages"])
-    set_own_state(run.trainer, run.loss, state)
+    try:
+        set_own_state(run.trainer, run.loss, state)
+    except Exception as error:  # whatever another loss or trainer raises about what it does not know
+        why = " ".join(str(error).split())[:300]
+        message = f"the loss and the trainer cannot go on from what those of {checkpoint.path} have kept: {why}"
+        raise ConfigError(
+            Problem(message, run.config.place("train", "loss"), "restore them in the config, or start another save_dir")
+        ) from error
     is_here = checkpoint.path.resolve().parent == run.config.save_dir.resolve()
     best = state["best"] if is_here else None  # a checkpoint of another folder is none of this one's
     progress = Progress(state["step"], state["seconds"], state["best_loss"], best)
@@ -157,21 +164,25 @@ def save(run: Run, progress: Progress, is_best: bool = False) -> Checkpoint:
             "  A trainer that changes weights outside of its gradients has to do so equally on every process."
         )
         raise CheckpointError(message)
+    progress.best = checkpoint_name(run, progress) if is_best else progress.best
     processes = run.world.gather({"random": random_state(), "window": progress.window.state_dict()})
-    return run.world.first_decides(lambda: _write(run, progress, processes, is_best))
+    return run.world.first_decides(lambda: _write(run, progress, processes))
 
 
-def _write(run: Run, progress: Progress, processes: list[dict[str, Any]], is_best: bool) -> Checkpoint:
+def checkpoint_name(run: Run, progress: Progress) -> str:
     epoch, rest = divmod(progress.step, run.updates_per_epoch)
-    name = f"step_{progress.step}" if rest else f"epoch_{epoch}"
-    progress.best = name if is_best else progress.best
+    return f"step_{progress.step}" if rest else f"epoch_{epoch}"
+
+
+def _write(run: Run, progress: Progress, processes: list[dict[str, Any]]) -> Checkpoint:
+    name = checkpoint_name(run, progress)
     tensors = {component: module.state_dict() for component, module in run.models.items()}
     tensors |= {f"{component}_opt": optimizer.state_dict() for component, optimizer in run.optimizers.items()}
     with run.averages.applied():
         tensors |= {f"{component}_ema": run.models[component].state_dict() for component in run.averages.components}
     tensors["training_state"] = {
         "step": progress.step,
-        "epoch": epoch,
+        "epoch": progress.step // run.updates_per_epoch,
         "seconds": progress.seconds,
         "best_loss": progress.best_loss,
         "best": progress.best,

@@ -49,7 +49,7 @@ def evaluate(run: Run) -> dict[str, float]:
 
     def metrics() -> dict[str, float]:
         policy = Policy(trainer, run.data.prepare, run.data.item_shapes, seed=run.config.experiment.run_seed)
-        return evaluation.evaluate(policy, run.config.save_dir).metrics
+        return evaluation.evaluate(policy, run.config.save_dir).numbers()
 
     with undisturbed(run):
         run.models.eval()

@@ -221,6 +221,25 @@ def test_a_set_that_cannot_be_downloaded_is_named_and_leaves_no_folder(project, 
     assert not (project / "runs/absent").exists()
 
 
+def test_a_download_stands_at_its_root_when_it_is_whole_and_goes_on_after_an_interruption(project, build, monkeypatch):
+    whole, asked = project / "runs/whole", []
+
+    class Hub:
+        def __init__(self, repo_id, root):
+            asked.append((repo_id, root.is_dir()))
+            shutil.copytree(project / "runs/demonstrations", root, dirs_exist_ok=True)
+            if len(asked) == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("lerobot.datasets.lerobot_dataset.LeRobotDataset", Hub)
+    with pytest.raises(KeyboardInterrupt):
+        build(root="runs/whole", repo_id="some/set", local_files_only=False)
+    assert not whole.exists()
+    for _ in range(2):
+        assert len(build(root="runs/whole", repo_id="some/set", local_files_only=False)["dataset"])
+    assert asked == [("some/set", False), ("some/set", True)] and whole.is_dir()
+
+
 def test_cameras_are_windows_of_their_own_history(build):
     assert build(root="runs/seen")["dataset"].__getitems__([0, 5])[CAMERA].shape == (2, 1, 3, 16, 24)
     batch = build(root="runs/seen", obs_images_history=3, obs_proprio_history=2, HZ=10)["dataset"].__getitems__([3, 0])

@@ -42,6 +42,8 @@ def test_more_readers_than_cores_are_noted(config: Path, monkeypatch: pytest.Mon
 def test_a_schedule_of_another_length_is_noted(config: Path) -> None:
     (note,) = notes(built(config, "model.component_optims.encoder.params.total_steps=1000"))
     assert note == "note: the schedule of encoder takes 1,000 updates, the run 12"
+    (note,) = notes(built(config, "model.component_optims.encoder.groups={net.0.bias: {total_steps: 10}}"))
+    assert note == "note: the schedule of encoder, net.0.bias, takes 10 updates, the run 12"
 
 
 def test_params_whose_names_nobody_can_check_are_named(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -145,6 +146,18 @@ def test_a_write_that_fails_leaves_the_older_ones_and_says_so(tmp_path: Path, mo
         write(tmp_path, 20)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_10"]
     assert newest_checkpoint(tmp_path).path == good
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    good = write(tmp_path, 10)
+    with pytest.raises(CheckpointError, match=r"could not be written: .*head.pt holds something else than tensors"):
+        write_checkpoint(tmp_path, "step_20", 20, {"head": {"best": np.float64(0.1)}}, {})
+    assert newest_checkpoint(tmp_path).path == good and not list(tmp_path.glob(".tmp*"))
+
+
+def test_a_run_folder_that_is_gone_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"gone/step_20 could not be written: .*No such file"):
+        write_checkpoint(tmp_path / "gone", "step_20", 20, {"head": torch.zeros(2)}, {})
 
 
 KILLED_AT_EACH_CALL = """

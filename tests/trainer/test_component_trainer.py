@@ -1,12 +1,14 @@
 """What a step is: modes, freezing, accumulation, clipping, the non-finite check; each against a few lines of torch."""
 
 import copy
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import trainer as trainer_package
 from trainer.build import build_run
 from trainer.config import load_run_config
 from trainer.data.prefetch import build_loader
@@ -143,6 +145,26 @@ def test_a_frozen_component_has_no_gradient_stays_in_eval_mode_and_does_not_chan
     for name, value in trainer.models["body"].state_dict().items():  # batch statistics among them
         assert torch.equal(value, before[name]), name
     assert not torch.equal(trainer.models["head"].weight, head)
+
+
+def test_modes_are_set_where_they_are_not_as_they_should_be_beside_a_frozen_component_too(monkeypatch) -> None:
+    """Walking through all modules in each step takes time."""
+    trainer, asked = make(frozen="body"), []
+    monkeypatch.setattr(trainer.models, "train", lambda mode=True: asked.append(mode))
+    for _ in range(3):
+        trainer.train_step(batch())
+    assert asked == []
+    trainer.models["head"].eval()
+    trainer.train_step(batch())
+    assert asked == [True]
+
+
+def test_what_everyone_reads_stays_short() -> None:
+    """TRAINER: the loop at most 200 lines, ComponentTrainer at most 200, the command line at most 60."""
+    folder = Path(trainer_package.__file__).parent
+    assert len((folder / "loop.py").read_text().splitlines()) <= 200
+    assert len((folder / "offline_trainer.py").read_text().splitlines()) <= 60
+    assert len(inspect.getsource(ComponentTrainer).splitlines()) <= 200
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:

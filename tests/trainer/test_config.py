@@ -574,6 +574,7 @@ def test_a_logger_that_is_not_there_is_told_with_everything_else(config: Path, m
         ("params['episodes']", "hz, nested"),
         ("params.get('hz', 1), params.pop('nested')", "episodes"),
         ("dict(params)", ""),
+        ("params.copy()", ""),
         ("(lambda episodes, **others: others)(**params)", ""),
         ("[value for _, value in params.items()]", ""),
         ("[name for name in params]", "episodes, hz, nested"),

@@ -67,6 +67,18 @@ def test_the_program_gives_the_policys_chunk_where_this_library_is_not(config: P
     assert described["latencies_ms"].keys() == {"predict", "torch.export"}
 
 
+def test_the_updates_of_lora_are_added_to_their_weights(config: Path, tmp_path: Path) -> None:
+    lora = {"rank": 2, "targets": ["net.0"]}
+    run_dir = train(config, {"model.component_build_args": {"encoder": {"lora": lora}}}).run_dir
+    exported = export_policy(run_dir, tmp_path / "export")
+    program = torch.export.load(tmp_path / "export/policy.pt2")
+    assert exported.difference < 1e-5 and not [name for name in program.state_dict if "lora" in name]
+    policy = load_policy(run_dir)
+    policy.reset()
+    chunk = program.module()({"observation.state": torch.from_numpy(STATE)[None, None]}, ())
+    assert np.allclose(policy.select_action({"observation.state": STATE}), chunk[0, 0].numpy(), rtol=1e-5)
+
+
 def test_what_a_policy_draws_is_an_input_of_its_program(config: Path, tmp_path: Path) -> None:
     run_dir = train(config, {"train.trainer": {"type": "drawing_toy_trainer"}}).run_dir
     export_policy(run_dir, tmp_path / "export")

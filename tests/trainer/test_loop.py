@@ -19,6 +19,7 @@ from model_constructor import ConfigError
 from trainer import train
 from trainer.checkpoint import checkpoint_folders, open_checkpoint
 from trainer.config import load_run_config
+from trainer.evaluate import evaluate_run
 from trainer.metrics import read_metrics
 from trainer.templates import NonFiniteGradient
 
@@ -220,6 +221,21 @@ def test_evaluations_are_noted_and_leave_training_untouched(config: Path, monkey
     assert [line["step"] for line in found] == [5, 10]
     assert found[0]["evaluation/error"] != found[1]["evaluation/error"]
     assert_equal_checkpoints(quiet.checkpoint, asked.checkpoint)
+
+
+def test_metrics_of_an_evaluation_may_be_numbers_of_any_library(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toy_plugin
+
+    found: dict = {"rate": np.float32(0.5), "count": np.int64(3), "all": torch.tensor(True)}
+    monkeypatch.setattr(toy_plugin.ToyEvaluation, "evaluate", lambda *_: toy_plugin.EvaluationResult(found, "found"))
+    result = train(config, {"train.evaluate_every": 12})
+    (line,) = [one for one in read_metrics(result.run_dir / "metrics.jsonl") if "evaluation/rate" in one]
+    assert (line["evaluation/rate"], line["evaluation/count"], line["evaluation/all"]) == (0.5, 3, True)
+    evaluate_run(result.run_dir)
+    assert json.loads((result.run_dir / "evaluation.json").read_text())["metrics"]["count"] == 3
+    found["rate"] = "high"
+    with pytest.raises(TypeError, match="'rate' as 'high', and a metric is one number"):
+        evaluate_run(result.run_dir)
 
 
 def test_a_folder_that_another_run_is_at_work_in_is_left_alone(config: Path, project: Path) -> None:

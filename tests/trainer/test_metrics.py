@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from trainer.checkpoint import CheckpointError
 from trainer.metrics import ROWS, MetricsFile, MetricWindow, ProgressBar, draw_curves, read_metrics, summary
 
 LINE = {"step": 50, "loss": 0.03121, "lr/a": 9.8e-4, "lr/b": 1e-5, "samples_per_s": 4012.4, "data_wait": 0.012}
@@ -131,6 +132,27 @@ def test_a_window_that_was_put_away_and_taken_up_reads_the_same_bits(before: int
     for metrics in steps[before:]:
         later.add(metrics, 3.0)
     assert later.read() == whole.read()
+
+
+def test_a_window_that_is_taken_up_adds_in_the_order_of_the_first_appearances(tmp_path: Path) -> None:
+    """Sums of floats depend on their order; the name that is first in one set of metrics is read last."""
+    steps = [{"rare": 0.1, "loss": 0.1}, *[{"loss": 0.7}] * (ROWS + 1), {"other": 0.3, "loss": 0.3}]
+    whole, first, later = MetricWindow(), MetricWindow(), MetricWindow()
+    for metrics in steps:
+        whole.add(metrics)
+        first.add(metrics)
+    torch.save(first.state_dict(), tmp_path / "window.pt")
+    later.load_state_dict(torch.load(tmp_path / "window.pt", weights_only=True), torch.device("cpu"))
+    assert list(later.read().items()) == list(whole.read().items())
+
+
+def test_a_line_that_finds_no_room_is_one_error_and_leaves_nothing_for_the_end(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", keep_until_step=0)
+    file.close()
+    file._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        file.write({"step": 1, "loss": 0.5})
+    file.close()
 
 
 def test_lines_after_the_checkpoint_are_cut(tmp_path: Path) -> None:

@@ -12,10 +12,22 @@ import numpy as np
 import pytest
 import torch
 from toy_compare import assert_equal_checkpoints, lines_of
+from toy_plugin import ToyLoss, ToyTrainer
 
 from model_constructor import ConfigError
 from trainer import train
 from trainer.checkpoint import newest_checkpoint, random_state, set_random_state
+from trainer.registry import LOSS_BUILDER_REGISTRY
+
+
+@LOSS_BUILDER_REGISTRY.register("counting_toy_loss")
+class CountingLoss(ToyLoss):
+    """Keeps how often it was asked."""
+
+    def build(self) -> torch.nn.Module:
+        loss = super().build()
+        loss.register_buffer("seen", torch.zeros(()))
+        return loss
 
 
 @pytest.mark.parametrize(("stop", "workers"), [(1, 0), (4, 0), (4, 1), (5, 0), (10, 0), (11, 0)])
@@ -188,6 +200,7 @@ def test_a_path_behind_the_runs_newest_checkpoint_is_refused(config: Path, proje
         ({"model.component_optims.encoder": {"type": "toy_sgd"}}, "optimizer of encoder toy_adam, and is"),
         ({"data.normalization": {"action": "min_max"}}, "normalization of action .*mean_std.* continue .*min_max"),
         ({"train.seed": 9}, "seed 3, and is to continue with 9"),
+        ({"train.overfit_batches": 5}, "train.overfit_batches None, and is to continue with 5"),
         ({"model.component_params": {"encoder": {"dim": 4}, "head": {"dim": 4}}}, "'encoder' is not the model"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -199,6 +212,32 @@ def test_what_would_be_another_run_is_refused(config: Path, project: Path, overr
         train(config, overrides, resume="auto")
     assert all(problem.place is not None for problem in raised.value.problems)
     assert {path: path.stat().st_mtime_ns for path in (project / "runs").rglob("*")} == before
+
+
+def test_lora_of_another_rank_is_refused(config: Path) -> None:
+    lora = {"model.component_build_args": {"encoder": {"lora": {"rank": 2, "targets": ["net.0"]}}}}
+    train(config, {"train.max_steps": 5, **lora})
+    lora["model.component_build_args"]["encoder"]["lora"]["rank"] = 1
+    with pytest.raises(ConfigError, match="trained tensors in the component encoder"):
+        train(config, lora, resume="auto")
+
+
+def test_a_loss_that_cannot_take_up_what_another_kept_is_told_by_place(config: Path) -> None:
+    train(config, {"train.max_steps": 5, "train.loss": {"type": "counting_toy_loss"}})
+    with pytest.raises(ConfigError, match=r'cannot go on .*Unexpected key\(s\) in state_dict: "seen"') as raised:
+        train(config, resume="auto")
+    assert raised.value.problems[0].place is not None
+
+
+@pytest.mark.parametrize("kept", [np.float64(0.1), [np.zeros(2)]], ids=["number", "array"])
+def test_what_no_checkpoint_could_be_read_with_is_told_before_the_training(
+    config: Path, project: Path, kept: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToyTrainer, "state_dict", lambda self: {"best": kept}, raising=False)
+    monkeypatch.setattr(ToyTrainer, "load_state_dict", lambda self, state: None, raising=False)
+    with pytest.raises(ConfigError, match="the trainer's state_dict holds something else than tensors"):
+        train(config)
+    assert not (project / "runs").exists()
 
 
 def test_random_streams_are_kept_whole() -> None:

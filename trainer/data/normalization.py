@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import pickle
 import warnings
 from collections.abc import Collection, Mapping
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 from model_constructor.errors import ConfigError, Problem, nearest
 from trainer.data.report import Placed, Report
+from trainer.files import replace_bytes, replace_text
 
 Stats = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -97,7 +97,9 @@ class Normalizer(nn.Module):
 
     def _shift_and_scale(self, key: str) -> tuple[Tensor, Tensor]:
         name = self._names[key]
-        return self.get_buffer(f"{name}_shift"), self.get_buffer(f"{name}_scale")
+        shift, scale = self._buffers[f"{name}_shift"], self._buffers[f"{name}_scale"]  # get_buffer splits the name
+        assert shift is not None and scale is not None
+        return shift, scale
 
 
 def _shift_and_scale(stats: Mapping[str, np.ndarray], how: KeyMode) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -108,9 +110,10 @@ def _shift_and_scale(stats: Mapping[str, np.ndarray], how: KeyMode) -> tuple[np.
         shift, scale = first, second
     else:  # the two ends land on -1 and 1
         shift, scale = (second + first) / 2, (second - first) / 2
-    constant = scale < max(how.floor * scale.max(), SMALLEST_SCALE)
-    scale[constant] = 1.0
     skipped = list(how.skip)
+    largest = np.delete(scale, skipped, axis=-1).max(initial=0.0)  # a clock that is left alone is no measure of others
+    constant = scale < max(how.floor * largest, SMALLEST_SCALE)
+    scale[constant] = 1.0
     shift[..., skipped], scale[..., skipped], constant[..., skipped] = 0.0, 1.0, False
     return shift, scale, np.flatnonzero(constant).tolist()
 
@@ -269,7 +272,7 @@ def fingerprint(stats: Stats) -> str:
 
 def save_stats(stats: Stats, path: Path) -> None:
     """Statistics -> JSON, exactly: a float64 is written with all the digits it needs."""
-    _replace(path, json.dumps(plain_stats(stats), indent=1).encode())
+    replace_text(path, json.dumps(plain_stats(stats), indent=1))
 
 
 def load_stats(path: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -278,11 +281,4 @@ def load_stats(path: Path) -> dict[str, dict[str, np.ndarray]]:
 
 def write_stats_pickle(stats: Stats, path: Path) -> None:
     """The same statistics for readers that expect a pickle; nothing here ever reads it."""
-    _replace(path, pickle.dumps({key: dict(entry) for key, entry in stats.items()}))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Written beside and renamed, so that a reader never meets half a file."""
-    beside = Path(path).with_name(f"{Path(path).name}.tmp")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    replace_bytes(path, pickle.dumps({key: dict(entry) for key, entry in stats.items()}))

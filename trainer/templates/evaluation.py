@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from trainer.policy import Policy
@@ -13,6 +13,15 @@ class EvaluationResult:
     metrics: dict[str, float]
     summary: str  # one line, e.g. "success 96.7 % (29 of 30 held-out placements)"
     files: list[Path] = field(default_factory=list)  # written under `output_dir`, for people to open
+
+    def numbers(self) -> dict[str, float]:
+        """The metrics as plain numbers; those of numpy and torch become such."""
+        plain: dict[str, Any] = {}
+        for name, value in self.metrics.items():
+            plain[name] = value.item() if hasattr(value, "item") else value
+            if not isinstance(plain[name], int | float):
+                raise TypeError(f"the evaluation gives '{name}' as {value!r}, and a metric is one number")
+        return plain
 
 
 class Evaluation(Protocol):

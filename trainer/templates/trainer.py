@@ -168,6 +168,7 @@ class ComponentTrainer(ABC):
         """Gradients of the whole update: micro-batches and processes count in proportion to their weight."""
         world, parts = self.options.world, self.options.accumulate
         alone = parts == 1 and world.size == 1  # then the weight would be multiplied in and divided out again
+        metrics: dict[str, Tensor] = {}
         sums: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}  # of the parts that gave a metric
         self.step_weight = torch.zeros((), device=self.device)
@@ -180,16 +181,17 @@ class ComponentTrainer(ABC):
                 with self.options.phase("backward"):
                     (loss if alone else loss * weight).backward()
             self.step_weight += weight
-            for name, value in {"loss": loss.detach(), **metrics}.items():
-                sums[name] = value if parts == 1 else sums.get(name, 0.0) + value * weight
+            metrics = {"loss": loss.detach(), **metrics}
+            for name, value in metrics.items() if parts > 1 else ():
+                sums[name] = sums.get(name, 0.0) + value * weight
                 weights[name] = weights.get(name, 0.0) + weight
         if isinstance(self._objective, DistributedDataParallel):
-            self._refuse_unused(self._objective)
+            _refuse_unused(self._objective, {name: self.models[name] for name in self._parameters})
         if not alone:
             total = world.sum_(self.step_weight.clone()).clamp_(min=SMALLEST_WEIGHT)
             torch._foreach_mul_(self._gradients(), world.size / total)  # DDP has divided their sum by the processes
         if parts == 1:
-            return sums
+            return metrics
         return {name: value / weights[name].clamp(min=SMALLEST_WEIGHT) for name, value in sums.items()}
 
     def _clip(self) -> tuple[Tensor, Tensor]:
@@ -232,29 +234,10 @@ class ComponentTrainer(ABC):
             "  A lower learning rate, a smaller clip_grad_norm or precision: fp32 are what usually helps."
         )
 
-    def _refuse_unused(self, objective: DistributedDataParallel) -> None:
-        """DistributedDataParallel has reduced only some gradients then, and would say so one update too late."""
-        try:
-            objective._check_reducer_finalized()
-        except RuntimeError as error:
-            unused = [
-                f"{name}.{key}"
-                for name in self._parameters
-                for key, parameter in self.models[name].named_parameters()
-                if parameter.requires_grad and parameter.grad is None
-            ]
-            message = f"{len(unused)} parameters took no part in this update: {', '.join(unused[:8])}"
-            if not unused:
-                message = "some parameters took part in this update's first micro-batches and not in its last one"
-            hint = (
-                "several processes wait for every gradient: set model.find_unused_parameters: true, "
-                "or freeze what the loss does not reach"
-            )
-            raise ConfigError(Problem(message, hint=hint)) from error
-
     def _to_train_mode(self) -> None:
         """Only where it is needed: walking through all modules takes a fiftieth of a small model's step."""
-        if not all(one.training for one in (self.models, self.loss, *self.models.values())):
+        trained = (one for one in self.models.values() if "train" not in vars(one))  # a frozen one stays in eval
+        if not all(one.training for one in (self.models, self.loss, *trained)):
             self.models.train()
             self.loss.train()
 
@@ -289,9 +272,32 @@ class _Objective(nn.Module):
         return output.loss, {name: value.detach() for name, value in output.metrics.items()}, _weight(output, batch)
 
 
+def _refuse_unused(objective: DistributedDataParallel, trained: Mapping[str, nn.Module]) -> None:
+    """DistributedDataParallel has reduced only some gradients then, and would say so one update too late."""
+    try:
+        objective._check_reducer_finalized()
+    except RuntimeError as error:
+        unused = [
+            f"{name}.{key}"
+            for name, component in trained.items()
+            for key, parameter in component.named_parameters()
+            if parameter.requires_grad and parameter.grad is None
+        ]
+        message = f"{len(unused)} parameters took no part in this update: {', '.join(unused[:8])}"
+        if not unused:
+            message = "some parameters took part in this update's first micro-batches and not in its last one"
+        hint = (
+            "several processes wait for every gradient: set model.find_unused_parameters: true, "
+            "or freeze what the loss does not reach"
+        )
+        raise ConfigError(Problem(message, hint=hint)) from error
+
+
 def _weight(output: StepOutput, batch: Batch) -> Tensor:
-    weight = _batch_size(batch) if output.weight is None else output.weight
-    return torch.as_tensor(weight, dtype=torch.float32, device=output.loss.device).detach()
+    weight, device = _batch_size(batch) if output.weight is None else output.weight, output.loss.device
+    if isinstance(weight, Tensor):
+        return weight.detach().to(device, torch.float32, non_blocking=True)
+    return torch.full((), weight, dtype=torch.float32, device=device)  # written there: a copy would wait for the device
 
 
 def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:

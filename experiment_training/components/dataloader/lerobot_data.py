@@ -7,6 +7,7 @@ The files are read directly; lerobot is imported to download.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -167,15 +168,22 @@ def _root(opt_params: Mapping[str, Any], params: Mapping[str, Any]) -> Path:
 
 
 def _download(params: Mapping[str, Any], root: Path) -> None:
+    """One process at a time; a data set stands at `root` when it is whole, and an interrupted download goes on."""
     if "repo_id" not in params:
         return  # nothing to ask for: reading will say that the folder is missing
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+    unfinished, lock = (root.with_name(f".{root.name}.{end}") for end in ("unfinished", "lock"))
     try:
-        LeRobotDataset(params["repo_id"], root=root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as waited_for:
+            fcntl.flock(waited_for, fcntl.LOCK_EX)
+            if not root.exists():
+                LeRobotDataset(params["repo_id"], root=unfinished)
+                unfinished.rename(root)
     except Exception as error:
-        if root.is_dir() and not any(root.iterdir()):
-            root.rmdir()  # lerobot makes the folder before it knows that there is something to put into it
+        if unfinished.is_dir() and not any(unfinished.iterdir()):
+            unfinished.rmdir()  # lerobot makes the folder before it knows that there is something to put into it
         raise ConfigError(
             Problem(
                 f"there is no data set at {root}, and '{params['repo_id']}' could not be downloaded "

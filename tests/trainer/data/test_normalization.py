@@ -85,6 +85,16 @@ def test_skipped_dimensions_stay_as_they_are():
     assert abs(float(state[:, 1].std()) - 1) < 0.01
 
 
+def test_a_skipped_dimension_is_no_measure_of_the_others():
+    values = VALUES.copy()
+    values[:, 3] = np.linspace(0, 1e9, len(values))  # a clock
+    stats = {"observation.state": statistics(values)}
+    modes = normalization_modes({"observation.state": {"skip": [3]}}, stats)
+    state = Normalizer(stats, modes).normalize({"observation.state": torch.from_numpy(values)})["observation.state"]
+    assert abs(float(state[:, 1].std()) - 1) < 0.01
+    assert torch.equal(state[:, 3], torch.from_numpy(values[:, 3]).float())
+
+
 def test_near_constant_dimensions_are_centred_not_blown_up_and_named_in_one_warning():
     values = VALUES.copy()
     values[:, 1] = 0.25

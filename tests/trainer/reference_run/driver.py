@@ -29,7 +29,7 @@ class Events:
     def __init__(self, stop_at: int | None) -> None:
         import torch
 
-        from trainer import checkpoint
+        from trainer import checkpoint, files
         from trainer.metrics import MetricsFile
 
         self.names: list[str] = []
@@ -38,14 +38,14 @@ class Events:
             setattr(os, name, self._counted(name, getattr(os, name)))
         MetricsFile.write = self._counted("line", MetricsFile.write)
         torch.save = self._in_halves(torch.save)
-        write_text = checkpoint._write_text
+        write_bytes = files.write_bytes
 
-        def text_in_halves(path: Path, text: str) -> None:
-            path.write_text(text[: len(text) // 2])
+        def text_in_halves(path: Path, content: bytes) -> None:
+            path.write_bytes(content[: len(content) // 2])
             self._happened("half a text")
-            write_text(path, text)
+            write_bytes(path, content)
 
-        checkpoint._write_text = text_in_halves
+        files.write_bytes = checkpoint.write_bytes = text_in_halves
 
     def _counted(self, name: str, function: Any) -> Any:
         @functools.wraps(function)
