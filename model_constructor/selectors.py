@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import ConfigError, Place, Problem, nearest
-from .names import TYPES
+from .names import TYPES, find_type
 
 MAX_STEPS = 100
 _NAME = r"[^\s.\[\]*:]+"
@@ -80,7 +80,7 @@ class Selector:
                 after = {n if self.steps[n] == "**" else n + 1 for n in counts if self._takes(n, name, entry)}
                 if after:
                     waiting.append((f"{path}.{name}" if path else name, entry, self._reached(after)))
-        if not found and not may_be_empty:
+        if not found and not (may_be_empty and self._names_types(root)):
             hint = nearest(self.text, self._known(root, entries)) or "there is nothing to select"
             raise ConfigError(Problem(f"'{self.text}' selects nothing.", self.place, hint))
         return found
@@ -105,6 +105,13 @@ class Selector:
         if step.startswith("type:"):
             return isinstance(entry, nn.Module) and _is_a(entry, step.removeprefix("type:"))
         return step in ("*", "**", name)
+
+    def _names_types(self, root: Any) -> bool:
+        """Whether the types that are asked for are types or blocks at all, since nothing of them is there."""
+        block = getattr(root, "_block", None)
+        blocks = {level.name for level in block.levels()} if block is not None else set()
+        asked = [step.removeprefix("type:") for step in self.steps if step.startswith("type:")]
+        return all(name in blocks or find_type(name) is not None for name in asked)
 
     def _known(self, root: Any, entries: Callable[[Any], Iterable[tuple[str, Any]]]) -> set[str]:
         """What could have been written in place of a selector that names nothing, in the same form."""

@@ -27,6 +27,22 @@ def verdict(successes: int, **more) -> dict:
     return {"successes": successes, "episodes": 50, "latency_ms": 2.5, "parameters": 1_000_000, **more}
 
 
+SHIPPED = board.CHOSEN
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(board, "CHOSEN", tmp_path / "chosen.json")
+
+
+def test_what_was_chosen_is_a_setting_of_each_method_for_each_kind() -> None:
+    chosen = json.loads(SHIPPED.read_text())
+    assert {method.name: {*chosen[method.name]} for method in METHODS} == {
+        one.name: {"state", "image"} for one in METHODS
+    }
+    assert all(number in range(board.SETTINGS) for kinds in chosen.values() for number in kinds.values())
+
+
 def test_each_method_tries_as_many_settings_as_every_other_and_on_placements_of_their_own() -> None:
     kinds = {task.kind for task in TASKS}
     assert {len(method.settings[kind]) for method in METHODS for kind in kinds} == {board.SETTINGS}
@@ -177,7 +193,6 @@ def test_the_setting_that_reached_most_is_written_down_and_used(tmp_path: Path, 
         return verdict(reached.get(cell.method.name, [1, 1, 1])[cell.setting], updates=updates[cell.setting])
 
     monkeypatch.setattr(board, "run", run)
-    monkeypatch.setattr(board, "CHOSEN", tmp_path / "chosen.json")
     board.choose(TASKS, METHODS, tmp_path, 4, 1)
     assert {(cell.placements, cell.minutes) for cell in asked} == {(TRIED, 2)}
     chosen = board.chosen_settings()

@@ -212,7 +212,8 @@ def test_what_is_no_selector_is_an_error_that_shows_the_forms(selector: str):
 def test_an_entry_of_an_empty_list_names_nothing_and_is_no_error():
     module = nn.ModuleDict({"layers": nn.ModuleList(), "head": nn.Linear(2, 2)})
     assert select("layers[*].q", module) == select_parameters("**.q", module) == {}
-    for selector in ("layers[0].q", "haed[*]", "layrs[*].q", "head[*]"):
+    assert select("type:Conv2d", module) == {}
+    for selector in ("layers[0].q", "haed[*]", "layrs[*].q", "head[*]", "type:Cnov2d", "layers[*].type:Cnov2d"):
         with pytest.raises(ConfigError, match="selects nothing"):
             select(selector, module)
 
