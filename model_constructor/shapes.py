@@ -808,15 +808,16 @@ def _is_lazy(module: nn.Module) -> bool:
 def _is_large(value: Any) -> bool:
     """Whether a nest of lists holds more than anyone writes; the same list counts as often as it stands there."""
     level, depth = [value], 0
-    while level := [entry for one in level if isinstance(one, list | tuple | dict) for entry in _inside(one)]:
-        depth += 1
+    while level:
+        entries = (entry for one in level if isinstance(one, list | tuple | dict) for entry in _inside(one))
+        level, depth = list(itertools.islice(entries, MAX_PARTS + 1)), depth + 1
         if depth > MAX_NESTED or len(level) > MAX_PARTS:
             return True
     return False
 
 
 def _inside(value: list | tuple | dict) -> Iterable[Any]:
-    return itertools.islice(value.values() if isinstance(value, dict) else value, MAX_PARTS + 1)
+    return value.values() if isinstance(value, dict) else value
 
 
 def _at(value: Any, position: int) -> Any:
