@@ -124,6 +124,24 @@ def test_each_component_has_its_norm_before_clipping() -> None:
     torch.testing.assert_close(metrics["grad_norm"], both)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_of_a_component_is_torchs_own_to_the_bit_whatever_its_types(dtype: torch.dtype) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.gain = nn.Linear(3, 1), nn.Parameter(torch.full((1,), 1.5, dtype=dtype))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) * self.gain
+
+    models = nn.ModuleDict({"body": Scaled(), "head": nn.Identity()})
+    optimizer = torch.optim.SGD(models["body"].parameters(), lr=0.0)
+    trainer = Regression(models, {"body": optimizer}, nn.MSELoss(), "cpu")
+    trainer.configure_step(StepOptions(clip_grad_norm=None))
+    norm = trainer.train_step(batch())["grad_norm/body"]
+    assert torch.equal(norm, nn.utils.get_total_norm([one.grad for one in models.parameters()]))
+
+
 def test_clipping_is_one_norm_over_all_components() -> None:
     trainer = make(clip_grad_norm=0.01)
     before = [parameter.detach().clone() for parameter in trainer.models.parameters()]

@@ -91,6 +91,7 @@ class ComponentTrainer(ABC):
             name: [one for group in optimizer.param_groups for one in group["params"]]
             for name, optimizer in self.optimizers.items()
         }
+        self._mixed = {name for name, own in self._parameters.items() if len({(p.device, p.dtype) for p in own}) > 1}
         self._objective: nn.Module = _Objective(models, self.compute_loss)
         self._unread: tuple[Tensor, torch.cuda.Event, Batch, Seed | None] | None = None
 
@@ -196,7 +197,7 @@ class ComponentTrainer(ABC):
 
     def _clip(self) -> tuple[Tensor, Tensor]:
         """Before clipping: the norm of each component's gradient [C], and that over all of them, which is clipped."""
-        own_norms = [get_total_norm(_gradients(own), foreach=True) for own in self._parameters.values()]
+        own_norms = [_norm(_gradients(own), name in self._mixed) for name, own in self._parameters.items()]
         norms = torch.stack([norm.to(self.device) for norm in own_norms])  # of an unused component: 0 on the CPU
         total_norm = torch.linalg.vector_norm(norms)
         most = self.options.clip_grad_norm
@@ -302,6 +303,13 @@ def _weight(output: StepOutput, batch: Batch) -> Tensor:
 
 def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _norm(gradients: list[Tensor], is_mixed: bool) -> Tensor:
+    """Of all of them together. torch's own function sorts them by device and type first, a sixth of its time."""
+    if is_mixed or not gradients:
+        return get_total_norm(gradients, foreach=True)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def _batch_size(data: Batch) -> int:
