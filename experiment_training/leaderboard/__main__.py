@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--seeds are different whole numbers from 0")
     if given.settings and not set(given.tasks) & set(TRIED_ON.values()):
         parser.error(f"--settings are tried on {' and '.join(TRIED_ON.values())}: name one of them under --tasks")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         return board(given, [tasks[name] for name in given.tasks], [methods[name] for name in given.methods])
     except (ConfigError, RecordingError) as error:
@@ -65,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: finished cells are kept, the same command goes on", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def board(given: argparse.Namespace, tasks: Sequence[Task], methods: Sequence[Method]) -> int:

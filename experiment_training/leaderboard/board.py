@@ -16,7 +16,7 @@ from typing import Any
 from experiment_training.components.evaluation.metaworld import MetaWorldEvaluation
 from experiment_training.leaderboard import ours, peer
 from experiment_training.leaderboard.contest import DEMONSTRATED, HELD_OUT, TRIED, Cell, Kind, Method, Task
-from experiment_training.leaderboard.program import CellFailed, Spec, call
+from experiment_training.leaderboard.program import STOPPED, CellFailed, Spec, call, stop_all
 from experiment_training.quickstart.record import Expert, Recording, record
 
 CALIBRATION_UPDATES = {"ours": 100, "peer": 40}  # ours are refused below their warm-up
@@ -30,9 +30,13 @@ def verdicts(cells: Sequence[Cell], folder: Path, processes: int) -> Iterator[tu
     """Each cell with its verdict, `processes` cells at a time; None where one failed, which is told."""
     for task in {cell.task.name: cell.task for cell in cells}.values():
         demonstrations(task, folder, processes)
+    STOPPED.clear()
     pool = ThreadPoolExecutor(processes)  # of threads that wait: each cell is a process of its own
     try:
         yield from zip(cells, pool.map(lambda cell: verdict_of(cell, folder), cells), strict=True)
+    except BaseException:
+        stop_all()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -41,7 +45,8 @@ def verdict_of(cell: Cell, folder: Path) -> dict[str, Any] | None:
     try:
         return kept(folder / "cells" / f"{cell.name}.json", asked(cell), lambda: run(cell, folder))
     except CellFailed as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if not STOPPED.is_set():
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return None
 
 

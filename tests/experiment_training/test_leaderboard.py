@@ -1,9 +1,12 @@
 """The leaderboard: fair by construction, kept cell by cell, and shown with its uncertainty."""
 
 import json
+import os
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from PIL import Image
 from experiment_training.leaderboard import __main__ as program
 from experiment_training.leaderboard import board, contest
 from experiment_training.leaderboard.contest import ACT, FLOW, HELD_OUT, METHODS, SEEDS, TASKS, TRIED, Cell, Task
-from experiment_training.leaderboard.program import CellFailed, Spec, call
+from experiment_training.leaderboard.program import RUNNING, CellFailed, Spec, call
 from experiment_training.leaderboard.table import Row, markdown, plot
 from model_constructor import load_config
 from trainer.loop import TrainResult
@@ -31,8 +34,11 @@ SHIPPED = board.CHOSEN
 
 
 @pytest.fixture(autouse=True)
-def nothing_chosen(tmp_path: Path, monkeypatch) -> None:
+def as_new(tmp_path: Path, monkeypatch) -> Iterator[None]:
+    """Nothing is chosen, and no board was stopped."""
     monkeypatch.setattr(board, "CHOSEN", tmp_path / "chosen.json")
+    yield
+    board.STOPPED.clear()
 
 
 def test_what_was_chosen_is_a_setting_of_each_method_for_each_kind() -> None:
@@ -151,6 +157,27 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypa
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [
         f"{PEG.name}-flow_matching-4min-setting0-50episodes-seed1.json"
     ]
+
+
+def test_a_board_that_is_stopped_leaves_no_cell_behind(tmp_path: Path, monkeypatch, capsys) -> None:
+    (slow := tmp_path / "slow").write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr("experiment_training.leaderboard.program.sys.executable", str(slow))
+    monkeypatch.setattr(board, "demonstrations", lambda *_: tmp_path)
+    monkeypatch.setattr(program, "expert", lambda *_: {"successes": 45, "episodes": 50})
+    seen: list[subprocess.Popen] = []
+
+    def terminate() -> None:
+        while not RUNNING:  # the pace, for which the other seeds wait
+            time.sleep(0.01)
+        seen.extend(RUNNING)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    (other := threading.Thread(target=terminate)).start()
+    assert program.main(["--tasks", PEG.name, "--methods", ACT.name, "--folder", str(tmp_path)]) == 130
+    other.join()
+    assert [process.poll() for process in seen] == [-signal.SIGKILL] and not RUNNING
+    assert capsys.readouterr().err == "interrupted: finished cells are kept, the same command goes on\n"
 
 
 def test_seeds_that_run_at_the_same_time_share_a_pace(tmp_path: Path, monkeypatch) -> None:
