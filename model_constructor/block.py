@@ -22,7 +22,7 @@ from .expressions import Expression, parse
 from .init import check_init
 from .interpolation import Keys, Template, compute, param_templates
 from .names import CONSTANTS, DTYPES, PLAIN_FUNCTIONS, TAKEN, TAKEN_BY_MODELS
-from .source import Node
+from .source import Node, is_calculation
 from .version1 import Translated, is_version_1, translate
 
 BLOCK_KEYS = ("params", "inputs", "blocks", "modules", "graph", "outputs", "init")
@@ -222,7 +222,7 @@ class _Reader:
     def _param(self, node: Node, place: Place, names: set[str]) -> Param:
         if not _is_param_value(node.plain):
             self.complain(f"a param is {PARAM_VALUES}.", node.place)
-        if isinstance(node.value, str) and not node.style and _is_arithmetic(node, names):
+        if isinstance(node.value, str) and not node.style and is_calculation(node.text, names):
             self.complain(f"'{node.text}' is text here: params are values.", node.place, "write the value, or quote it")
         required = PARAM_TYPES.get(node.text) if isinstance(node.value, str) else None
         if required and node.style:
@@ -353,16 +353,6 @@ class _Reader:
         for name, entry in value.items() if isinstance(value, dict) else ():
             self._check_name(name, place)
             self._check_entries(entry, place)
-
-
-def _is_arithmetic(node: Node, params: set[str]) -> bool:
-    """Whether a text would be a calculation over numbers and params, so that its author meant its value."""
-    try:
-        tree = parse(node).tree
-    except ConfigError:
-        return False
-    names = {part.id for part in ast.walk(tree) if isinstance(part, ast.Name)}
-    return isinstance(tree, ast.BinOp | ast.Call) and names <= params | PLAIN_FUNCTIONS.keys()
 
 
 def _named(block: Block) -> Iterator[tuple[str, Place]]:

@@ -41,8 +41,9 @@ def build_model(
     overrides: changes to the file itself, as `--set` has them: ["graph.h=stem(x)", "modules.head=null"], or a mapping
         from such key paths to plain values.
     allow_imports: packages that the file's `imports` may name; no file can import what is not allowed here.
-    untrusted: refuse a file that reads the environment, files outside of its folder, or configurations and weights of
-        others, and one that is larger than what is built in 2 s and 1 GB: 2,000 modules, 256 MiB.
+    untrusted: read no variable of the environment (`${env:NAME,default}` is its default), and refuse a file that names
+        files outside of its folder, or configurations and weights of others, or that is larger than what is built in
+        2 s and 1 GB: 2,000 modules, 256 MiB.
 
     Raises ConfigError with all problems of the first stage that finds any, each with file, line and column.
     """

@@ -19,7 +19,7 @@ from .errors import MAX_PROBLEMS, ConfigError, Place, Problem, nearest
 from .expressions import Expression, decide, evaluate
 from .graph import Graph, build_graph
 from .init import fill
-from .limits import limits
+from .limits import LOADS, limits
 from .model import Member, Namespace, add_members
 from .names import find_type, is_known_code
 
@@ -478,6 +478,11 @@ def _check_signature(
             if isinstance(value, str) and isinstance(parameters[argument].default, bool):
                 message = f"'{argument}' of {name} is true or false; this is the string '{value}'."
                 hint = "on, off, yes and no are strings here: write true or false"
+                raise ConfigError(Problem(message, expression.place(tree), hint))
+            loads = value and not isinstance(value, dict) and LOADS.get(getattr(kind, "__name__", name)) == argument
+            if loads and not limits().reaches_out:
+                message = f"{name}'s '{argument}' loads what others made; a file that is not trusted loads nothing."
+                hint = "a network that it describes itself, with new weights, is built"
                 raise ConfigError(Problem(message, expression.place(tree), hint))
         counts = {argument: value for argument, value in bound.arguments.items() if argument.endswith("layers")}
         if of_rnn:  # the third is num_layers

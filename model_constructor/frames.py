@@ -42,9 +42,10 @@ def compile_below(function: FunctionType) -> None:
     """
     try:
         from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
-    except ImportError:  # it is private: without it, failures while tracing are told by PyTorch alone
-        return
-    set_code_exec_strategy(function.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT))
+
+        set_code_exec_strategy(function.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT))
+    except (ImportError, AttributeError, TypeError):
+        return  # it is private and may change: then PyTorch alone tells of failures while tracing
 
 
 def _traced(interpreter: Any, instruction: Any) -> Frame:

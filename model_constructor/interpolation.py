@@ -412,8 +412,10 @@ def _variable(node: Node) -> tuple[str, Any]:
     environment = os.environ if limits().reaches_out else {}
     text = environment.get(name, default)
     if text is None:
-        hint = f"set it, or give a default: ${{{node.text},...}}"
-        why = "is not set" if limits().reaches_out else "is not read for a file that is not trusted"
+        hint = f"give a default: ${{{node.text},...}}"
+        why = "is not read for a file that is not trusted"
+        if limits().reaches_out:
+            hint, why = f"set it, or {hint}", "is not set"
         raise ConfigError(Problem(f"the environment variable '{name}' {why}.", node.place, hint))
     if cast is None:
         return name, text

@@ -25,6 +25,9 @@ class Limits:
 TRUSTED = Limits()
 UNTRUSTED = Limits(modules=2_000, bytes=256 * 2**20, reaches_out=False)  # a build takes at most 2 s and 1 GB
 
+# Of a type, the argument by which it loads what others have made; a configuration written out loads nothing.
+LOADS = {"TimmBackbone": "pretrained", "HuggingFaceBackbone": "source"}
+
 _current: ContextVar[Limits] = ContextVar("limits", default=TRUSTED)
 
 

@@ -18,6 +18,7 @@ from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from .errors import ConfigError, Place, Problem
+from .names import PLAIN_FUNCTIONS
 
 Scalar = str | int | float | bool | None
 
@@ -216,18 +217,18 @@ class _Dumper(yaml.SafeDumper):
                 names = {name.value for name, _ in section.value}
                 for _, entry in section.value:
                     if isinstance(entry, ScalarNode) and entry.tag.endswith(":str"):
-                        entry.style = '"' if _is_calculation(entry.value, names) else entry.style
+                        entry.style = '"' if is_calculation(entry.value, names) else entry.style
         return node
 
 
-def _is_calculation(text: str, names: set[str]) -> bool:
+def is_calculation(text: str, params: set[str]) -> bool:
+    """Whether a text would be a calculation over numbers and params, so that its author may have meant its value."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    called = {id(part.func) for part in ast.walk(tree) if isinstance(part, ast.Call)}
-    read = {part.id for part in ast.walk(tree) if isinstance(part, ast.Name) and id(part) not in called}
-    return isinstance(tree, ast.BinOp | ast.Call) and read <= names
+    names = {part.id for part in ast.walk(tree) if isinstance(part, ast.Name)}
+    return isinstance(tree, ast.BinOp | ast.Call) and names <= params | PLAIN_FUNCTIONS.keys()
 
 
 def _represent_text(dumper: _Dumper, text: str) -> ScalarNode:

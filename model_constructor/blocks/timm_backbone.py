@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import nearest
-from ..limits import limits
 
 
 class TimmBackbone(nn.Module):
@@ -33,8 +32,6 @@ class TimmBackbone(nn.Module):
         super().__init__()
         import timm
 
-        if pretrained and not limits().reaches_out:
-            raise ValueError("a file that is not trusted loads no weights: leave out 'pretrained'")
         if not timm.is_model(name):
             raise ValueError(f"timm's registry has no model '{name}'; {nearest(name, timm.list_models())}")
         options: dict[str, Any] = {"in_chans": channels, "img_size": image_size}

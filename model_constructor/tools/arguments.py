@@ -44,7 +44,7 @@ def add_untrusted(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--untrusted",
         action="store_true",
-        help="refuse a file that reads the environment, files outside of its folder or weights, or is large",
+        help="read no variable of the environment; refuse files outside of its folder, weights, and what is large",
     )
 
 

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..source import Node, read_file
 
 INTERVAL_S = 0.3
+SETTLE_S = 0.1
 _CLEAR = "\033[2J\033[3J\033[H"
 
 Stamp = tuple[int, int] | None  # when a file was written and its size in bytes; None where there is none
@@ -23,12 +24,15 @@ def watch(paths: Iterable[str], act: Callable[[], None]) -> int:
     try:
         while True:
             known = files_of(roots, known)
-            seen = {file: _stamp(file) for file in known}  # before they are read: a change meanwhile is seen below
+            seen = _stamps(known)  # before they are read: a change meanwhile is seen below
             print(_CLEAR if sys.stdout.isatty() else "", time.strftime("%H:%M:%S"), sep="", flush=True)
             act()
             sys.stdout.flush()
-            while all(_stamp(file) == stamp for file, stamp in seen.items()):
+            while (changed := _stamps(known)) == seen:
                 time.sleep(INTERVAL_S)
+            while seen != changed:  # until it is written whole
+                time.sleep(SETTLE_S)
+                seen, changed = changed, _stamps(known)
     except KeyboardInterrupt:
         return 0
 
@@ -60,6 +64,10 @@ def _named(file: Path, before: list[Path]) -> list[Path]:
         if isinstance(node.value, str) and node.value.endswith((".yaml", ".yml")) and "\0" not in node.value:
             named.append(Path(os.path.normpath(file.parent / node.value)))
     return named
+
+
+def _stamps(files: Iterable[Path]) -> dict[Path, Stamp]:
+    return {file: _stamp(file) for file in files}
 
 
 def _stamp(file: Path) -> Stamp:

@@ -14,9 +14,9 @@ from model_constructor.tools.cli import main
 
 REACHING = {  # what: (text; its first line is line 2, line, what is said)
     "the environment": (
-        "params: {home: '${env:HOME}'}\ninputs: {x: [B, 4]}\noutputs: x\n",
+        "params: {home: '${env:SOMEWHERE}'}\ninputs: {x: [B, 4]}\noutputs: x\n",
         2,
-        "'HOME' is not read for a file that is not trusted",
+        "'SOMEWHERE' is not read for a file that is not trusted",
     ),
     "a block elsewhere": ("inputs: {x: [B, 4]}\nblocks: {b: ../block.yaml}\noutputs: b(x)\n", 3, "own folder"),
     "a base elsewhere": ("defaults: [../block.yaml]\ninputs: {x: [B, 4]}\noutputs: x\n", 2, "own folder"),
@@ -24,9 +24,13 @@ REACHING = {  # what: (text; its first line is line 2, line, what is said)
     "weights": (
         "inputs: {x: any}\nmodules: {m: 'TimmBackbone(\"resnet18\", pretrained=True)'}\noutputs: m(x)\n",
         3,
-        "loads no weights",
+        "loads nothing",
     ),
-    "a network by name": ("inputs: {x: any}\nmodules: {m: HuggingFaceBackbone('gpt2')}\noutputs: m(x)\n", 3, "by name"),
+    "a network by name": (
+        "inputs: {x: any}\nmodules: {m: HuggingFaceBackbone('gpt2')}\noutputs: m(x)\n",
+        3,
+        "loads nothing",
+    ),
 }
 LARGE = {
     "parameters": ("inputs: {x: [B, 9000]}\nmodules: {m: 'Linear(9000, 9000)'}\noutputs: m(x)\n", "takes 309 MiB"),
@@ -63,7 +67,8 @@ def test_what_an_untrusted_file_reaches_for_is_told_at_its_place(
 
 
 @pytest.mark.parametrize("what", ["the environment", "a block elsewhere", "a base elsewhere", "a block behind a link"])
-def test_any_other_file_may(write_inside: Callable, what: str):
+def test_any_other_file_may(write_inside: Callable, what: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SOMEWHERE", "4")
     x = torch.ones(2, 4)
     assert torch.equal(build_model(write_inside(REACHING[what][0]))(x), x)
 
@@ -85,7 +90,7 @@ def test_an_untrusted_file_may_be_a_model_with_blocks_of_its_folder(write_inside
     assert build_model(path, untrusted=True)(torch.ones(2, 4)).shape == (2, 4)
     assert main(["check", "--quiet", "--untrusted", str(path)]) == 0
     assert main(["check", "--quiet", "--untrusted", str(write_inside(REACHING["weights"][0]))]) == 1
-    assert "loads no weights" in capsys.readouterr().err
+    assert "loads nothing" in capsys.readouterr().err
 
 
 def test_an_untrusted_file_gets_its_defaults_in_place_of_the_environment(write_inside: Callable, monkeypatch):
