@@ -13,6 +13,7 @@ from dataclasses import dataclass
 class Limits:
     modules: int = 20_000
     repeats: int = 1_000  # of `A() * n`
+    functions: int = 1_000  # that blocks without modules become
     bytes: int | None = None  # of parameters and buffers; None: the memory of the machine
     reaches_out: bool = True  # to the environment, files outside of its folder, configurations and weights of others
 
@@ -23,7 +24,9 @@ class Limits:
 
 
 TRUSTED = Limits()
-UNTRUSTED = Limits(modules=2_000, bytes=256 * 2**20, reaches_out=False)  # a build takes at most 2 s and 1 GB
+UNTRUSTED = Limits(
+    modules=2_000, functions=250, bytes=256 * 2**20, reaches_out=False
+)  # a build takes at most 2 s and 1 GB
 
 # Of a type, the argument by which it loads what others have made; a configuration written out loads nothing.
 LOADS = {"TimmBackbone": "pretrained", "HuggingFaceBackbone": "source"}

@@ -26,6 +26,7 @@ from .construct import returned_by
 from .errors import ConfigError, Problem, nearest
 from .expressions import Expression, evaluate, is_plain
 from .graph import Graph, build_graph, is_build_time, remaining
+from .limits import limits
 from .names import (
     ATTRIBUTES,
     CONSTANTS,
@@ -40,7 +41,6 @@ from .names import (
 )
 
 _MODULES: dict[str, Any] = {"torch": torch, "F": F, "math": math, "einops": einops}
-MAX_FUNCTIONS = 1000
 
 
 def lower(graph: Graph, modules: dict[str, Any]) -> Compiled:
@@ -544,8 +544,8 @@ class _Lowering:
             if block in self.inside:
                 chain = " -> ".join(level.name for level in (*self.inside, block))
                 raise self._error(f"the block '{block.name}' contains itself: {chain}.", tree)
-            if next(self.made) > MAX_FUNCTIONS:
-                raise self._error(f"blocks without modules give more than {MAX_FUNCTIONS} functions here.", tree)
+            if next(self.made) > limits().functions:
+                raise self._error(f"blocks without modules give more than {limits().functions} functions here.", tree)
             name = block.name
             taken = {*(other for other, _ in self.helpers.values()), *self.locals, *_MODULES, *PLAIN_FUNCTIONS, "zip"}
             while name in taken:

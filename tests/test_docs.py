@@ -17,7 +17,7 @@ import yaml
 
 from experiment_training.components.dataloader import episodic_data, lerobot_data, point_reach
 from experiment_training.components.dataloader.params import check_params
-from model_constructor import ConfigError, build_model, config, expressions, interpolation, limits, lowering, source
+from model_constructor import ConfigError, build_model, config, expressions, interpolation, limits, source
 from model_constructor.block import FILE_KEYS
 from model_constructor.names import OPS, TAKEN, TAKEN_BY_MODELS, TYPES
 from model_constructor.tools import cli
@@ -245,7 +245,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         interpolation.MAX_SIZE,
         limits.TRUSTED.repeats,
         limits.TRUSTED.modules,
-        lowering.MAX_FUNCTIONS,
+        limits.TRUSTED.functions,
     ]
 
 

@@ -1,5 +1,6 @@
 """A run as a whole: it learns, ends where it is told, saves when it is told, and leaves the files it promises."""
 
+import gc
 import json
 import pickle
 import random
@@ -21,7 +22,7 @@ from trainer.checkpoint import checkpoint_folders, open_checkpoint
 from trainer.config import load_run_config
 from trainer.evaluate import evaluate_run
 from trainer.metrics import read_metrics
-from trainer.templates import NonFiniteGradient
+from trainer.templates import ComponentTrainer, NonFiniteGradient
 
 PLAIN = {"train.trainer": {"type": "toy_plain_trainer"}, "train.evaluation": None}
 
@@ -307,6 +308,20 @@ def test_deterministic_is_torchs_deterministic_mode(config: Path) -> None:
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_the_collector_leaves_out_what_was_there_before_the_first_update(config: Path, monkeypatch) -> None:
+    frozen: list[int] = []
+    step = ComponentTrainer.train_step
+    monkeypatch.setattr(
+        ComponentTrainer,
+        "train_step",
+        lambda *given, **named: frozen.append(gc.get_freeze_count()) or step(*given, **named),
+    )
+    before = len(gc.get_objects())
+    train(config)
+    assert min(frozen) > 0.9 * before
+    assert gc.get_freeze_count() == 0
 
 
 def test_two_runs_of_one_config_are_equal_and_two_seeds_are_not(config: Path) -> None:

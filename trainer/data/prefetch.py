@@ -1,9 +1,8 @@
-"""Prefetch: a data set and an order -> batches on the device, and the time that was spent waiting for them."""
+"""Prefetch: a data set and an order -> batches on the device."""
 
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -63,32 +62,22 @@ def as_read(batch: Any) -> Any:
 
 
 class DeviceBatches:
-    """Iterates a loader; `waited` are the seconds in which the step had no batch to work on.
-
-    A context: leaving it ends the workers, and says which one died if that is why it is left.
-    """
+    """Iterates a loader. A context: leaving it ends the workers, and says which one died if that is why it is left."""
 
     def __init__(self, loader: DataLoader, device: torch.device) -> None:
         self._loader, self._device = loader, device
         self._read: Iterator[Batch | Failure] = iter(())
-        self._batches: Iterator[Batch] = iter(())
-        self.waited = 0.0
 
-    def __iter__(self) -> DeviceBatches:
-        with signals_held():
-            self._read = iter(self._loader)  # persistent workers start over, others are made anew
-        batches = (raised(batch) for batch in self._read)
-        on_cuda = self._device.type == "cuda"
-        self._batches = (
-            copied_ahead(batches, self._device) if on_cuda else (to_device(b, self._device) for b in batches)
-        )
-        return self
-
-    def __next__(self) -> Batch:
-        began = time.perf_counter()
-        batch = next(self._batches)
-        self.waited += time.perf_counter() - began
-        return batch
+    def __iter__(self) -> Iterator[Batch]:
+        loader = self._loader
+        if loader.num_workers or loader.pin_memory:
+            with signals_held():
+                self._read = iter(loader)  # persistent workers start over, others are made anew
+        else:
+            self._read = read_here(loader)
+        if self._device.type == "cuda":
+            return copied_ahead(map(raised, self._read), self._device)
+        return (to_device(raised(batch), self._device) for batch in self._read)
 
     def __enter__(self) -> DeviceBatches:
         return self
@@ -131,6 +120,12 @@ def how_it_ended(exit_code: int) -> str:
         return f"ended by itself with exit code {exit_code}; what it printed says why"
     number = signal.Signals(-exit_code)
     return f"was ended by {number.name}: {HINTS.get(number, f'data.num_workers=0 reads without workers; or {FEWER}')}"
+
+
+def read_here(loader: DataLoader) -> Iterator[Batch | Failure]:
+    """As the loader would read in this process; its own bookkeeping takes as long as a batch of numbers."""
+    assert isinstance(loader.dataset, SeededReader) and loader.batch_sampler is not None
+    return map(loader.dataset.__getitems__, loader.batch_sampler)
 
 
 def raised(batch: Batch | Failure) -> Batch:

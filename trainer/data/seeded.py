@@ -59,15 +59,15 @@ class SeededReader(Dataset[Any]):
         if self._gathers:
             if self._draws:
                 seed_streams(self.seed, epoch, positions[0])
-            with noted(f"while reading items {', '.join(map(str, indices))} of the data set"):
+            with noted("while reading items {} of the data set", indices):
                 return collate(self.dataset.__getitems__(list(indices)))  # type: ignore[attr-defined]
         items = []
         for index, position in zip(indices, positions, strict=True):
             if self._draws:
                 seed_streams(self.seed, epoch, position)
-            with noted(f"while reading item {index} of the data set"):
+            with noted("while reading item {} of the data set", [index]):
                 items.append(self.dataset[index])
-        with noted(f"while putting items {', '.join(map(str, indices))} of the data set into one batch"):
+        with noted("while putting items {} of the data set into one batch", indices):
             return collate(items)
 
 
@@ -110,11 +110,11 @@ def streams_kept() -> Iterator[None]:
 
 
 @contextmanager
-def noted(note: str) -> Iterator[None]:
+def noted(what: str, indices: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(note)
+        error.add_note(what.format(", ".join(map(str, indices))))
         raise
 
 

@@ -172,7 +172,7 @@ class ComponentTrainer(ABC):
         metrics: dict[str, Tensor] = {}
         sums: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}  # of the parts that gave a metric
-        self.step_weight = torch.zeros((), device=self.device)
+        part_weights: list[Tensor] = []
         for part, micro_batch in enumerate(_split(data, parts)):
             with self.options.phase("prepare"):
                 batch = self.options.prepare(micro_batch, None if seed is None else (*seed, part))
@@ -181,15 +181,16 @@ class ComponentTrainer(ABC):
                     loss, metrics, weight = self._objective(batch)
                 with self.options.phase("backward"):
                     (loss if alone else loss * weight).backward()
-            self.step_weight += weight
+            part_weights.append(weight)
             metrics = {"loss": loss.detach(), **metrics}
             for name, value in metrics.items() if parts > 1 else ():
                 sums[name] = sums.get(name, 0.0) + value * weight
                 weights[name] = weights.get(name, 0.0) + weight
+        self.step_weight = own_weight = sum(part_weights[1:], start=part_weights[0])
         if isinstance(self._objective, DistributedDataParallel):
             _refuse_unused(self._objective, {name: self.models[name] for name in self._parameters})
         if not alone:
-            total = world.sum_(self.step_weight.clone()).clamp_(min=SMALLEST_WEIGHT)
+            total = world.sum_(own_weight.clone()).clamp_(min=SMALLEST_WEIGHT)
             torch._foreach_mul_(self._gradients(), world.size / total)  # DDP has divided their sum by the processes
         if parts == 1:
             return metrics
@@ -302,7 +303,7 @@ def _weight(output: StepOutput, batch: Batch) -> Tensor:
 
 
 def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
 
 
 def _norm(gradients: list[Tensor], is_mixed: bool) -> Tensor:

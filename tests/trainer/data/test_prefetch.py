@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, StackDataset, get_worker_info
 from trainer.config.schemas import DataConfig
 from trainer.data.prefetch import DeviceBatches, WorkerDied, build_loader, copied_ahead, start_method, to_device
 from trainer.data.sampler import UpdateSampler
+from trainer.timing import PhaseTimer
 
 CPU = torch.device("cpu")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -78,9 +79,16 @@ def test_the_wait_for_batches_is_counted():
             time.sleep(0.02)
             return super().__getitem__(index)
 
+    timer = PhaseTimer(CPU)
     with batches(Slow()) as loaded:
-        list(loaded)
-    assert 8 * 0.02 <= loaded.waited < 1
+        timer.restart()
+        read = iter(loaded)
+        for _ in range(4):
+            with timer("data"):
+                next(read)
+            timer.count(2)
+    lap = timer.lap()
+    assert 2 * 20 <= lap["time/data_ms"] < 250 and lap["data_wait"] > 0.9
 
 
 @pytest.mark.parametrize(
