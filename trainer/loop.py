@@ -52,32 +52,41 @@ def train_run(run: Run, progress: Progress) -> TrainResult:
         held_out = open_.enter_context(validation_batches(run))
 
         while not over:
-            with run.timer("data"):
-                batch = next(batches)
-            watch.before_update(run.optimizers)
-            metrics = run.step(batch, progress.step)
-            progress.step += 1
-            progress.seconds = time.monotonic() - began
-            watch.after_update(progress, metrics, samples=run.data.updates.update_size // run.world.size)
-            signal, timed_out = agreement.ask(max(received, default=0), is_late(run, progress))
-            is_complete = bool(timed_out) or has_done_all(run, progress)
-            over = is_complete or bool(signal)  # a run that is stopped continues as if it had not been: only a save
+            if progress.owed:  # by a run that was stopped
+                due, progress.owed = progress.owed, ()
+                over = has_done_all(run, progress) or is_late(run, progress)
+            else:
+                with run.timer("data"):
+                    batch = next(batches)
+                watch.before_update(run.optimizers)
+                metrics = run.step(batch, progress.step)
+                progress.step += 1
+                progress.seconds = time.monotonic() - began
+                watch.after_update(progress, metrics, samples=run.data.updates.update_size // run.world.size)
+                signal, timed_out = agreement.ask(max(received, default=0), is_late(run, progress))
+                is_complete = bool(timed_out) or has_done_all(run, progress)
+                over = is_complete or bool(signal)
+                if is_complete or progress.step % train.log_every == 0:
+                    watch.log(progress)
+                due = what_is_due(run, progress, is_complete)
+                if signal and not is_complete:  # whoever stops a run waits for a save, and for nothing else
+                    due, progress.owed = (), due
             is_best = False
 
-            if is_complete or progress.step % train.log_every == 0:
-                watch.log(progress)
-
-            if validation_is_due(run, progress, is_complete):
+            if "validation" in due:
                 with run.timer("validation"):
                     loss = validate(run, held_out)
                 watch.note(progress, {"validation_loss": loss})
                 is_best = train.keep_best and loss < progress.best_loss
                 progress.best_loss = min(progress.best_loss, loss)  # in this order: never a loss that is no number
 
-            if evaluation_is_due(run, progress):
-                with run.timer("evaluation"):
-                    found = evaluate(run)
-                watch.note(progress, {f"evaluation/{name}": value for name, value in found.items()})
+            if "evaluation" in due:
+                with run.timer("evaluation"), saved_where_it_fails(run, progress, watch):
+                    found, stopped_by = evaluate(run, received)
+                if stopped_by:
+                    signal, over, progress.owed = stopped_by, True, ("evaluation",)
+                else:
+                    watch.note(progress, {f"evaluation/{name}": value for name, value in found.items()})
 
             if over or is_best or save_is_due(run, progress):
                 with run.timer("save"):
@@ -116,6 +125,14 @@ def is_late(run: Run, progress: Progress) -> bool:
     return minutes is not None and progress.seconds >= 60 * minutes
 
 
+def what_is_due(run: Run, progress: Progress, is_complete: bool) -> tuple[str, ...]:
+    is_due = {
+        "validation": validation_is_due(run, progress, is_complete),
+        "evaluation": evaluation_is_due(run, progress),
+    }
+    return tuple(name for name, due in is_due.items() if due)
+
+
 def validation_is_due(run: Run, progress: Progress, is_complete: bool) -> bool:
     if run.data.validation_dataset is None or not isinstance(run.trainer, ComponentTrainer):
         return False
@@ -125,6 +142,18 @@ def validation_is_due(run: Run, progress: Progress, is_complete: bool) -> bool:
 def evaluation_is_due(run: Run, progress: Progress) -> bool:
     every = run.config.experiment.train.evaluate_every
     return every is not None and progress.step % every == 0
+
+
+@contextmanager
+def saved_where_it_fails(run: Run, progress: Progress, watch: Watch) -> Iterator[None]:
+    """An evaluation that raises, as it does on all processes, ends the run and costs no update."""
+    try:
+        yield
+    except Exception as error:
+        progress.owed = ("evaluation",)
+        watch.before_save()
+        error.add_note(f"saved before it ended: {save(run, progress).path}")
+        raise
 
 
 def save_is_due(run: Run, progress: Progress) -> bool:

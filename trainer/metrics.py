@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +114,11 @@ def _mean(parts: list[tuple[float, float]]) -> float:
 class MetricsFile:
     """metrics.jsonl: one JSON object per line, each with the `step` it was written after."""
 
-    def __init__(self, path: Path, keep_until_step: int) -> None:
-        """Lines after `keep_until_step` belong to updates that are done again; they are cut."""
+    def __init__(self, path: Path, keep_until_step: int, owed: Collection[str] = ()) -> None:
+        """Lines after `keep_until_step` belong to updates that are done again, and so do those of that step which hold
+        what is `owed` ("validation", "evaluation"); they are cut."""
         kept = [line for line in read_metrics(path) if line["step"] <= keep_until_step]
+        kept = [line for line in kept if line["step"] < keep_until_step or not _is_one_of(line, owed)]
         self._path = path
         with writing(path.parent):
             replace_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
@@ -135,6 +137,10 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _is_one_of(line: Mapping[str, Any], kinds: Collection[str]) -> bool:
+    return any(name.startswith(f"{kind}_") or name.startswith(f"{kind}/") for name in line for kind in kinds)
 
 
 def _plain(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Progress:
     seconds: float = 0.0  # of training, summed over resumes
     best_loss: float = math.inf  # of all validations so far
     best: str | None = None  # the checkpoint that was saved with it
+    owed: tuple[str, ...] = ()  # "validation", "evaluation": what the run has left out because it was stopped
     window: MetricWindow = field(default_factory=MetricWindow)
     known: frozenset[str] = frozenset()  # the checkpoints that the run's folder held when its start was chosen
 
@@ -131,7 +132,8 @@ def restore(run: Run, checkpoint: Checkpoint) -> Progress:
         ) from error
     is_here = checkpoint.path.resolve().parent == run.config.save_dir.resolve()
     best = state["best"] if is_here else None  # a checkpoint of another folder is none of this one's
-    progress = Progress(state["step"], state["seconds"], state["best_loss"], best)
+    owed = tuple(one for one in state["owed"] if one == "validation" or run.evaluation is not None)
+    progress = Progress(state["step"], state["seconds"], state["best_loss"], best, owed)
     if len(state["processes"]) == run.world.size:
         own = state["processes"][run.world.rank]
         progress.window.load_state_dict(own["window"], run.device)
@@ -186,6 +188,7 @@ def _write(run: Run, progress: Progress, processes: list[dict[str, Any]]) -> Che
         "seconds": progress.seconds,
         "best_loss": progress.best_loss,
         "best": progress.best,
+        "owed": list(progress.owed),
         "facts": facts(run),
         "optimizer_params": {name: _optimizer_params(run, name) for name in run.optimizers},
         "item_shapes": run.data.item_shapes,

@@ -38,7 +38,7 @@ def run_training(
     run = build_run(run_config, world, is_resumed=start is not None)
     progress = Progress() if start is None else restore(run, start)
     progress.known = known
-    if start is not None and (has_done_all(run, progress) or is_late(run, progress)):
+    if start is not None and not progress.owed and (has_done_all(run, progress) or is_late(run, progress)):
         world.first_decides(lambda: complete_last_save(run, progress, start))
         world.say(f"{run_config.save_dir} is trained already: {progress.step} updates, {start.path}")
         best = None if progress.best is None else run_config.save_dir / progress.best

@@ -15,6 +15,7 @@ from trainer.build import Run, seed_everything
 from trainer.checkpoint import random_state, set_random_state
 from trainer.data.prefetch import DeviceBatches, build_loader
 from trainer.policy import Policy
+from trainer.signals import Received
 from trainer.state import own_state, set_own_state
 from trainer.templates import ComponentTrainer
 
@@ -42,14 +43,23 @@ def validate(run: Run, held_out: DeviceBatches) -> float:
     return loss / weight if weight else math.nan
 
 
-def evaluate(run: Run) -> dict[str, float]:
-    """The metrics of `train.evaluation`, from the weights at hand; the first process's work, while the others wait."""
+def evaluate(run: Run, received: Received) -> tuple[dict[str, float], int]:
+    """The metrics of `train.evaluation`, from the weights at hand; the first process's work, while the others wait.
+
+    It may take minutes, and whoever stops a run does not wait for them: a signal ends it. -> metrics, that signal or 0.
+    """
     assert run.evaluation is not None and isinstance(run.trainer, ComponentTrainer)
     trainer, evaluation = run.trainer, run.evaluation
 
-    def metrics() -> dict[str, float]:
+    def metrics() -> tuple[dict[str, float], int]:
         policy = Policy(trainer, run.data.prepare, run.data.item_shapes, seed=run.config.experiment.run_seed)
-        return evaluation.evaluate(policy, run.config.save_dir).numbers()
+        try:
+            with received.interrupting():
+                return evaluation.evaluate(policy, run.config.save_dir).numbers(), 0
+        except BaseException:  # the signal's own, or what it did to processes of the evaluation
+            if not received:
+                raise
+            return {}, received[-1]
 
     with undisturbed(run):
         run.models.eval()

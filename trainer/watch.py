@@ -85,7 +85,9 @@ class Watch:
     def _open(self, opening: ExitStack, progress: Progress) -> None:
         config = self._run.config
         run_dir, name = config.save_dir, config.name
-        self._lines = opening.enter_context(closing(MetricsFile(run_dir / "metrics.jsonl", progress.step)))
+        self._lines = opening.enter_context(
+            closing(MetricsFile(run_dir / "metrics.jsonl", progress.step, progress.owed))
+        )
         self._bar = opening.enter_context(closing(ProgressBar(name, progress.step, self._run.planned_updates)))
         profiler = UpdateProfiler(config.experiment.train.profile, run_dir, self._run.timer, self._run.device)
         self._profiler = opening.enter_context(closing(profiler))

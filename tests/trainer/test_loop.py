@@ -2,10 +2,14 @@
 
 import gc
 import json
+import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +22,12 @@ from toy_compare import assert_equal_checkpoints
 
 from model_constructor import ConfigError
 from trainer import train
-from trainer.checkpoint import checkpoint_folders, open_checkpoint
+from trainer.checkpoint import checkpoint_folders, newest_checkpoint, open_checkpoint
 from trainer.config import load_run_config
 from trainer.evaluate import evaluate_run
-from trainer.metrics import read_metrics
+from trainer.metrics import MetricsFile, read_metrics
 from trainer.templates import ComponentTrainer, NonFiniteGradient
+from trainer.timing import is_measured
 
 PLAIN = {"train.trainer": {"type": "toy_plain_trainer"}, "train.evaluation": None}
 
@@ -222,6 +227,77 @@ def test_evaluations_are_noted_and_leave_training_untouched(config: Path, monkey
     assert [line["step"] for line in found] == [5, 10]
     assert found[0]["evaluation/error"] != found[1]["evaluation/error"]
     assert_equal_checkpoints(quiet.checkpoint, asked.checkpoint)
+
+
+JUDGED = {
+    "train.evaluate_every": 5, "data.validation": {"episodes": [9]}, "train.validate_every": 5, "train.keep_best": True,
+}  # fmt: skip
+
+
+def lines_of(run_dir: Path) -> list[dict]:
+    return [
+        {name: value for name, value in one.items() if not is_measured(name)}
+        for one in read_metrics(run_dir / "metrics.jsonl")
+    ]
+
+
+def stop_the_run() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+def fail() -> None:
+    raise RuntimeError("no display")
+
+
+@pytest.mark.parametrize("disturbance", [stop_the_run, fail])
+def test_a_run_that_ends_within_an_evaluation_is_saved_and_makes_up_for_it(
+    config: Path, monkeypatch: pytest.MonkeyPatch, disturbance: Callable[[], None]
+) -> None:
+    import toy_plugin
+
+    undisturbed = train(config, JUDGED)
+    original, overrides = toy_plugin.ToyEvaluation.evaluate, {**JUDGED, "train.save_dir": "runs/disturbed"}
+    monkeypatch.setattr(toy_plugin.ToyEvaluation, "evaluate", lambda *given: disturbance())
+    try:
+        assert train(config, overrides).signal == signal.SIGTERM
+    except RuntimeError as error:
+        assert [note.partition(": ")[0] for note in error.__notes__] == ["saved before it ended", "after 5 updates"]
+    run_dir = undisturbed.run_dir.parent / "disturbed"
+    assert newest_checkpoint(run_dir).step == 5
+    assert [one["step"] for one in lines_of(run_dir) if "validation_loss" in one] == [5]
+    monkeypatch.setattr(toy_plugin.ToyEvaluation, "evaluate", original)
+    resumed = train(config, overrides, resume="auto")
+    assert lines_of(run_dir) == lines_of(undisturbed.run_dir)
+    assert_equal_checkpoints(undisturbed.checkpoint, resumed.checkpoint)
+    assert (run_dir / "best").resolve().name == (undisturbed.run_dir / "best").resolve().name
+
+
+def test_a_run_that_is_stopped_saves_before_it_validates(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed, overrides = train(config, JUDGED), {**JUDGED, "train.save_dir": "runs/stopped"}
+    step, calls = ComponentTrainer.train_step, []
+
+    def stopped(*given, **named):
+        calls.append(os.kill(os.getpid(), signal.SIGTERM) if len(calls) == 4 else None)
+        return step(*given, **named)
+
+    monkeypatch.setattr(ComponentTrainer, "train_step", stopped)
+    first = train(config, overrides)
+    assert (first.step, first.signal) == (5, signal.SIGTERM)
+    assert not any("validation_loss" in one or "evaluation/error" in one for one in lines_of(first.run_dir))
+    resumed = train(config, overrides, resume="auto")
+    assert lines_of(first.run_dir) == lines_of(undisturbed.run_dir)
+    assert_equal_checkpoints(undisturbed.checkpoint, resumed.checkpoint)
+    assert (first.run_dir / "best").resolve().name == (undisturbed.run_dir / "best").resolve().name
+
+
+def test_what_a_run_owes_is_written_once_however_often_it_is_killed_over_it(tmp_path: Path) -> None:
+    written = [{"step": 4, "loss": 1.0}, {"step": 4, "validation_loss": 2.0}, {"step": 4, "evaluation/error": 3.0}]
+    path = tmp_path / "metrics.jsonl"
+    for owed, kept in ((), 3), (("evaluation",), 2), (("validation", "evaluation"), 1):
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in written))
+        MetricsFile(path, 4, owed).close()
+        assert read_metrics(path) == written[:kept]
 
 
 def test_metrics_of_an_evaluation_may_be_numbers_of_any_library(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
