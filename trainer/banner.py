@@ -12,6 +12,7 @@ from trainer.loop import training_batches
 from trainer.modeling import describe_components
 from trainer.state import Progress
 
+NVIDIA_GPUS = "/proc/driver/nvidia/gpus"
 HEADERS = ("component", "parameters", "trainable", "mode", "dtype", "optimizer", "peak lr")
 
 
@@ -28,6 +29,7 @@ def banner(run: Run, progress: Progress) -> str:
         + f", {updates.updates_per_epoch:,} updates an epoch   effective batch {effective_batch(run)}",
         f"run folder {run.config.save_dir}",
         *schedule_notes(run),
+        *gpu_notes(run),
         *worker_notes(run),
         *unchecked_notes(run),
     ]
@@ -65,6 +67,16 @@ def schedule_notes(run: Run) -> list[str]:
                 planned = run.planned_updates or "any number"
                 notes.append(f"note: the schedule of {of} takes {total:,} updates, the run {planned}")
     return notes
+
+
+def gpu_notes(run: Run) -> list[str]:
+    """Training on the CPU where a GPU is there, or is asked for: a broken driver, a torch without CUDA."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    is_there = os.path.isdir(NVIDIA_GPUS) if asked is None else asked not in ("", "-1")
+    if run.device.type != "cpu" or not is_there:
+        return []
+    why = f"CUDA_VISIBLE_DEVICES is {asked}" if asked is not None else "this machine has one"
+    return [f"note: torch {torch.__version__} sees no GPU, though {why}: this run trains on the CPU"]
 
 
 def worker_notes(run: Run) -> list[str]:

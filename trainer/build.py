@@ -38,7 +38,8 @@ from trainer.registry import (
     LOSS_BUILDER_REGISTRY,
     TRAINER_REGISTRY,
 )
-from trainer.templates import Batch, ComponentTrainer, Evaluation, StepOptions, Trainer
+from trainer.templates import Batch, ComponentTrainer, Evaluation, NonFiniteGradient, StepOptions, Trainer
+from trainer.templates.trainer import samples_of
 from trainer.timing import PhaseTimer
 
 
@@ -78,12 +79,18 @@ class Run:
     def step(self, batch: Batch, update: int) -> dict[str, Tensor | float]:
         """One update. A plain trainer gets a prepared batch, under autocast; ours prepares each micro-batch itself."""
         seed = (self.config.experiment.run_seed, update, self.world.rank)
-        if isinstance(self.trainer, ComponentTrainer):
-            return self.trainer.train_step(batch, seed)
-        with self.timer("prepare"):
-            batch = self.data.prepare(batch, seed)
-        with self.timer("step"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.trainer.train_step(batch)
+        try:
+            if isinstance(self.trainer, ComponentTrainer):
+                return self.trainer.train_step(batch, seed)
+            with self.timer("prepare"):
+                prepared = self.data.prepare(batch, seed)
+            with self.timer("step"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                return self.trainer.train_step(prepared)
+        except NonFiniteGradient:  # names them itself
+            raise
+        except Exception as error:
+            error.add_note(f"in update {update + 1}, of {samples_of(batch)}")
+            raise
 
 
 def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
@@ -104,7 +111,11 @@ def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
     if not is_resumed:
         warm_start(config, models, optimizers)
     averages = averages_of(config, models, optimizers)
-    loss = build_registered(config, LOSS_BUILDER_REGISTRY, train.loss, ("train", "loss")).build().to(device)
+    loss = build_registered(config, LOSS_BUILDER_REGISTRY, train.loss, ("train", "loss")).build()
+    if not isinstance(loss, nn.Module):
+        message = f"the loss '{train.loss.type}' builds a {type(loss).__name__}, and no nn.Module"
+        raise ConfigError(Problem(message, config.place("train", "loss"), "its build() returns a module"))
+    loss = loss.to(device)
     if learned := [name for name, one in loss.named_parameters() if one.requires_grad]:
         message = f"the loss '{train.loss.type}' has parameters that no optimizer would train: {', '.join(learned)}"
         hint = "make them a component with an entry of its own under model.component_optims"
@@ -149,6 +160,7 @@ def build_data(config: RunConfig, device: torch.device, world: World) -> RunData
         factory = DATASET_BUILDER_REGISTRY.get(data.datamodule.type)()
         params = Params(data.datamodule.params)
         bundle = factory.build(opt_params, params)
+        _check_bundle(bundle, data.datamodule.type)
         if unread := sorted(params.keys() - params.read):
             place = config.place("data", "datamodule", "params")
             world.say(
@@ -173,6 +185,9 @@ def build_data(config: RunConfig, device: torch.device, world: World) -> RunData
             dataset = Subset(dataset, first)
             updates = update_sampler(config, dataset, world)
     item = dataset[0]
+    if not isinstance(item, Mapping):
+        message = f"an item of the data set '{data.datamodule.type}' is of type {type(item).__name__}"
+        raise ConfigError(Problem(message, config.place("data", "datamodule"), "it is a dict: key -> tensor or text"))
     with placed(config.place("data", "datamodule")):
         prepare = preparation(config, item, stats, world).to(device)
     shapes = {key: list(value.shape) for key, value in item.items() if isinstance(value, Tensor | np.ndarray)}
@@ -188,6 +203,21 @@ def build_data(config: RunConfig, device: torch.device, world: World) -> RunData
         bundle.get("fingerprint") or fingerprint(stats),
         bundle.get("task_name", ""),
     )
+
+
+def _check_bundle(bundle: Any, name: str) -> None:
+    """What a data set's factory gives, as `trainer.templates.dataset` says."""
+    hint = 'return {"dataset": ..., "norm_stats": ...}; docs/training.md has an example'
+    if not isinstance(bundle, Mapping) or "dataset" not in bundle:
+        what = f"keys {', '.join(map(str, bundle))}" if isinstance(bundle, Mapping) else type(bundle).__name__
+        raise ConfigError(Problem(f"the factory of the data set '{name}' gives no 'dataset' but {what}", hint=hint))
+    for key in ("dataset", "validation_dataset"):
+        one = bundle.get(key)
+        if one is not None and not (hasattr(one, "__len__") and hasattr(one, "__getitem__")):
+            message = f"the '{key}' of the data set '{name}' is of type {type(one).__name__}, which has no items"
+            raise ConfigError(
+                Problem(message, hint="an update is made of items by their indices: __len__, __getitem__")
+            )
 
 
 class Params(dict[str, Any]):

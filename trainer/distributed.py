@@ -4,6 +4,7 @@ What steers a run (a signal, the clock, an object) travels between the hosts, so
 """
 
 import hashlib
+import itertools
 import os
 import pickle
 import sys
@@ -22,6 +23,7 @@ from model_constructor import ConfigError
 from model_constructor.errors import Problem
 
 FAILED = "failed"
+RUNS = itertools.count()
 POLL_S = 0.5  # how often a process asks whether another one has failed,
 GRACE_S = 8.0  # and how long it may take to end by itself then
 DEVICE_TIMEOUT = timedelta(minutes=30)  # of a device that neither fails nor goes on,
@@ -137,6 +139,8 @@ def processes() -> Iterator[World]:
         return
     rendezvous: Any = dist.rendezvous("env://")
     store, rank, size = next(rendezvous)
+    number = f"run {next(RUNS)}"  # a second run of these processes meets nothing of the first
+    watched, store = (dist.PrefixStore(number, one) for one in (store.clone(), store))
     cuda, local_rank = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", "0"))
     if cuda and local_rank >= torch.cuda.device_count():
         message = f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} can be seen"
@@ -152,7 +156,7 @@ def processes() -> Iterator[World]:
     )
     hosts: Any = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT) if cuda else dist.group.WORLD
     done = threading.Event()
-    watcher = threading.Thread(target=_end_with_the_others, args=(store.clone(), done), daemon=True)
+    watcher = threading.Thread(target=_end_with_the_others, args=(watched, done), daemon=True)
     watcher.start()
     world = World(rank, size, hosts, store)
     try:

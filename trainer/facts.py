@@ -103,8 +103,9 @@ def config_differences(config: RunConfig, run_dir: Path) -> Iterator[str]:
         return
     given = _flat(config.data)
     for key in sorted(saved.keys() | given.keys() if saved else ()):
-        if saved.get(key) != given.get(key):
-            yield f"config: {key} was {saved.get(key)!r}, is now {given.get(key)!r}"
+        was, now = (repr(one[key]) if key in one else "not set" for one in (saved, given))
+        if was != now:
+            yield f"config: {key} was {was}, is now {now}"
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from model_constructor import ConfigError
 from model_constructor.errors import Problem
@@ -99,6 +99,10 @@ def _choose_start(config: RunConfig, resume: str) -> Checkpoint | None:
     if start is None:
         raise ConfigError(Problem(f"--resume: there is no checkpoint in {path}", hint="none, auto, or a path"))
     newest = newest_checkpoint(run_dir) if holds_run else None
+    if holds_run and newest is None:
+        hint = "choose another train.save_dir, or remove the folder"
+        message = f"--resume {resume}: {run_dir} holds the metrics of a run that saved nothing"
+        raise ConfigError(Problem(message, config.place("train", "save_dir"), hint))
     if newest is not None and newest.path.resolve() != start.path.resolve():
         hint = "choose another train.save_dir, or remove the later checkpoints"
         raise ConfigError(
@@ -138,6 +142,10 @@ def restore(run: Run, checkpoint: Checkpoint) -> Progress:
         own = state["processes"][run.world.rank]
         progress.window.load_state_dict(own["window"], run.device)
         set_random_state(own["random"])
+        if run.world.size > 1:
+            set_own_state(run.trainer, run.loss, own["state"])
+            for name, buffer in persistent_buffers(run.models).items():
+                buffer.copy_(own["buffers"][name])
     else:  # the order of the samples goes on; the streams of other processes cannot
         seed_everything(run.config.experiment.run_seed, progress.step, run.world.rank)
     return progress
@@ -155,6 +163,11 @@ def set_own_state(trainer: Any, loss: nn.Module, state: Mapping[str, Any]) -> No
         trainer.load_state_dict(state["trainer"])
 
 
+def persistent_buffers(models: nn.Module) -> dict[str, Tensor]:
+    buffers = dict(models.named_buffers(remove_duplicate=False))
+    return {name: value for name, value in models.state_dict().items() if name in buffers}
+
+
 def save(run: Run, progress: Progress, is_best: bool = False) -> Checkpoint:
     """One checkpoint of this moment, written by the first process; training's tensors and random streams are only read.
 
@@ -167,7 +180,10 @@ def save(run: Run, progress: Progress, is_best: bool = False) -> Checkpoint:
         )
         raise CheckpointError(message)
     progress.best = checkpoint_name(run, progress) if is_best else progress.best
-    processes = run.world.gather({"random": random_state(), "window": progress.window.state_dict()})
+    own: dict[str, Any] = {"random": random_state(), "window": progress.window.state_dict()}
+    if run.world.size > 1:  # what is beside the parameters may differ: each process has seen samples of its own
+        own |= {"state": own_state(run), "buffers": persistent_buffers(run.models)}
+    processes = run.world.gather(own)
     return run.world.first_decides(lambda: _write(run, progress, processes))
 
 

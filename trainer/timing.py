@@ -20,6 +20,7 @@ LOOP = "loop"  # the phase of what is in no other
 OWN = ("logging", LOOP)  # what the loop costs; everything else is the model's or the data's
 BESIDE = ("validation", "evaluation", "save")  # no part of an update: they do not count in samples per second
 UNREAD = 256  # marks that may wait in a stream before finished ones are read
+MUCH_WAITING = 0.3  # of the time
 MEASURED = ("samples_per_s", "data_wait", "gpu_memory_gb")
 
 
@@ -87,7 +88,9 @@ class PhaseTimer:
         own = sum(self._total.get(phase, 0.0) for phase in OWN)
         own_ms = 1e3 * own / self._total_updates
         shares.append(f"the loop itself {own / whole:.0%} ({own_ms:.2f} ms an update)")
-        return f"{self._total_updates:,} updates: {', '.join(shares)}"
+        waits = self._total.get("data", 0.0) / whole > MUCH_WAITING
+        hint = "; it has waited for data: a higher data.num_workers reads ahead" if waits else ""
+        return f"{self._total_updates:,} updates: {', '.join(shares)}{hint}"
 
     def _switch(self, phase: str) -> None:
         """What was since the last mark belongs to the phase that ends here."""

@@ -14,6 +14,8 @@ from trainer.banner import banner, dry_run
 from trainer.build import build_run
 from trainer.checkpoint import CheckpointError
 from trainer.config import load_run_config, written_overrides
+from trainer.data.cameras import UnreadableFrame
+from trainer.data.prefetch import WorkerDied
 from trainer.distributed import World, processes
 from trainer.loop import TrainResult, has_done_all, is_late, train_run
 from trainer.rehearsal import out_of_memory_told, try_one_batch
@@ -95,7 +97,7 @@ def explained(error: Exception) -> tuple[int, str]:
     match error:
         case ConfigError():
             return 2, str(error)
-        case CheckpointError() | NonFiniteGradient():
+        case CheckpointError() | NonFiniteGradient() | UnreadableFrame() | WorkerDied():
             return 1, "\n  ".join([f"training stopped: {error}", *getattr(error, "__notes__", ())])
     if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset) by peer", str(error)):
         return 1, "training stopped: another process of this run ended without a word; torchrun says below how"

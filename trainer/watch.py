@@ -11,6 +11,7 @@ from trainer.loggers import Logger, build_loggers
 from trainer.metrics import MetricsFile, ProgressBar, draw_curves
 from trainer.profiling import UpdateProfiler
 from trainer.state import Progress
+from trainer.templates import ComponentTrainer
 
 DRAW_EVERY_S = 600.0  # the picture of a run that goes on
 
@@ -22,6 +23,7 @@ class Watch:
         self._run = run
         self.last: dict[str, float] = {}  # the means that were logged last
         self._rates: dict[str, float] = {}
+        self._has_looked = False
         self._lines: MetricsFile | None = None
         self._bar: ProgressBar | None = None
         self._loggers: list[Logger] = []
@@ -42,8 +44,17 @@ class Watch:
             self._run.timer.count(samples)
             if self._bar is not None:
                 self._bar.advance()
+            if not self._has_looked:
+                self._tell_unreached()
         if self._profiler is not None:
             self._profiler.step()
+
+    def _tell_unreached(self) -> None:
+        """A component that the loss does not use trains without a word, and stays as it was."""
+        self._has_looked = True
+        for name, optimizer in self._run.optimizers.items() if isinstance(self._run.trainer, ComponentTrainer) else ():
+            if all(one.grad is None for group in optimizer.param_groups for one in group["params"]):
+                self._run.world.say(f"warning: the first update's loss has not reached component '{name}': no gradient")
 
     def log(self, progress: Progress) -> None:
         """On every process: the means are over all of them."""

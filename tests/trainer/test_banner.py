@@ -39,6 +39,20 @@ def test_more_readers_than_cores_are_noted(config: Path, monkeypatch: pytest.Mon
     assert note.startswith(f"note: data.num_workers 1 in each of {cores + 1} processes")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that is seen needs no note")
+def test_a_gpu_that_torch_does_not_see_is_noted(config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("trainer.banner.NVIDIA_GPUS", str(tmp_path))
+    (note,) = notes(built(config))
+    assert note.endswith("sees no GPU, though this machine has one: this run trains on the CPU")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # by intent
+    assert notes(built(config)) == []
+    monkeypatch.setattr("trainer.banner.NVIDIA_GPUS", str(tmp_path / "none"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    (note,) = notes(built(config))
+    assert "though CUDA_VISIBLE_DEVICES is 0" in note
+
+
 def test_a_schedule_of_another_length_is_noted(config: Path) -> None:
     (note,) = notes(built(config, "model.component_optims.encoder.params.total_steps=1000"))
     assert note == "note: the schedule of encoder takes 1,000 updates, the run 12"

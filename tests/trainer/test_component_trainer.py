@@ -15,6 +15,7 @@ from trainer.data.prefetch import build_loader
 from trainer.distributed import World
 from trainer.modeling.freeze import freeze
 from trainer.templates import ComponentTrainer, NonFiniteGradient, StepOptions, StepOutput
+from trainer.templates.trainer import SMALLEST_WEIGHT
 
 
 class Regression(ComponentTrainer):
@@ -195,6 +196,36 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
         trainer.train_step(data)
     for name, parameter in trainer.models.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+def test_skip_gives_up_where_no_update_is_good_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.templates.trainer.MOST_SKIPPED", 3)
+    trainer, bad = make(on_nonfinite="skip"), batch(2)
+    bad["y"][1] = torch.inf
+    for data in (bad, bad, batch(2), bad, bad):  # a good one between them begins to count anew
+        trainer.train_step(data)
+    with pytest.raises(NonFiniteGradient, match="3 updates in a row were left out"):
+        trainer.train_step(bad)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 1024])
+def test_an_update_of_which_nothing_counts_changes_nothing_on_any_number_of_processes(processes: int) -> None:
+    assert torch.isfinite(processes / torch.zeros(()).clamp(min=SMALLEST_WEIGHT))
+
+
+@pytest.mark.parametrize("name", ["loss", "step", "validation_loss", "lr/head", "time/data_ms", "grad_norm/head"])
+def test_a_metric_does_not_take_the_place_of_the_trainers_own(name: str) -> None:
+    with pytest.raises(ValueError, match=f"a metric cannot be called '{name}'"):
+        StepOutput(torch.zeros(()), {name: torch.zeros(())})
+
+
+def test_a_checkpoint_is_written_behind_the_last_updates_flag_only() -> None:
+    """On CUDA it travels to the host while the next update works; here it is put where it would be."""
+    trainer = make()
+    event = type("Event", (), {"synchronize": lambda self: None})()
+    trainer._unread = (torch.tensor([0.0, torch.nan]), event, batch(2), None)
+    with pytest.raises(NonFiniteGradient):
+        trainer.raise_if_nonfinite()
 
 
 def test_skip_leaves_one_update_out_and_the_next_goes_on_from_where_it_was(capsys: pytest.CaptureFixture) -> None:

@@ -157,7 +157,7 @@ def test_a_metric_counts_where_it_was_given(config: Path) -> None:
 
 
 def test_a_metric_may_not_take_the_place_of_the_lines_own_number(config: Path) -> None:
-    with pytest.raises(ValueError, match="a metric called step"):
+    with pytest.raises(ConfigError, match="a metric cannot be called 'step'"):
         train(config, {"train.trainer.type": "step_trainer"})
 
 

@@ -190,6 +190,13 @@ def test_a_logger_that_is_not_installed_names_the_extra(monkeypatch: pytest.Monk
     assert [(problem.place.line, problem.place.column) for problem in problems] == [(2, 13), (2, 26)]
 
 
+def test_a_logger_that_is_named_twice_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("train:\n  loggers: [tensorboard, tensorboard]\n")
+    (problem,) = check_loggers(load_config(path))
+    assert (problem.message, problem.place.column) == ("train.loggers names tensorboard twice", 26)
+
+
 def test_wandb_without_a_key_is_told_how_to_get_one_or_do_without(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")  # unset, it is read once a process from wandb's settings files
     (told,) = checked(["wandb"])

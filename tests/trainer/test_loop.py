@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,9 +23,12 @@ from toy_compare import assert_equal_checkpoints
 
 from model_constructor import ConfigError
 from trainer import train
+from trainer.build import build_run
 from trainer.checkpoint import checkpoint_folders, newest_checkpoint, open_checkpoint
 from trainer.config import load_run_config
+from trainer.distributed import World
 from trainer.evaluate import evaluate_run
+from trainer.loop import training_batches
 from trainer.metrics import MetricsFile, read_metrics
 from trainer.templates import ComponentTrainer, NonFiniteGradient
 from trainer.timing import is_measured
@@ -353,6 +357,87 @@ def test_a_run_that_blows_up_names_its_batch_and_saves_nothing_after_it(config: 
     assert not list((project / "runs/toy").glob("step_*"))
 
 
+def test_a_component_that_the_loss_does_not_use_is_told(config: Path, capsys: pytest.CaptureFixture) -> None:
+    extra = {
+        "model.component_config_paths.extra": "models/head.yaml",
+        "model.component_optims.extra": {"type": "toy_sgd", "params": {"lr": 0.1}},
+    }
+    train(config, extra)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert told == ["warning: the first update's loss has not reached component 'extra': no gradient"]
+
+
+def test_each_update_and_process_augments_by_a_seed_of_its_own(config: Path) -> None:
+    run, seeds = build_run(load_run_config(config, ["train.accumulate=2"]), World()), []
+    prepare = run.trainer.options.prepare
+    noting = lambda batch, seed: seeds.append(seed) or prepare(batch, seed)  # noqa: E731
+    run.trainer.configure_step(replace(run.trainer.options, prepare=noting))
+    with training_batches(run, 0) as batches:
+        batch = next(iter(batches))
+    for rank in (0, 3):
+        replace(run, world=replace(run.world, rank=rank)).step(batch, 7)
+    seed = run.config.experiment.run_seed
+    assert seeds == [(seed, 7, 0, 0), (seed, 7, 0, 1), (seed, 7, 3, 0), (seed, 7, 3, 1)]
+
+
+def test_an_evaluation_sees_models_in_eval_mode(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toy_plugin
+
+    original, modes = toy_plugin.ToyEvaluation.evaluate, []
+
+    def noting(self, policy, output_dir):
+        modes.extend(one.training for one in policy.trainer.models.modules())
+        return original(self, policy, output_dir)
+
+    monkeypatch.setattr(toy_plugin.ToyEvaluation, "evaluate", noting)
+    train(config, {"train.evaluate_every": 5})
+    assert modes and not any(modes)
+
+
+def test_a_validation_draws_the_same_noise_every_time(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toy_plugin
+
+    original, drawn = toy_plugin.ToyTrainer.compute_loss, []
+
+    def noting(self, batch: dict):
+        if not self.models.training:
+            drawn.append((torch.rand(()).item(), random.random(), np.random.rand()))
+        return original(self, batch)
+
+    monkeypatch.setattr(toy_plugin.ToyTrainer, "compute_loss", noting)
+    train(config, {"data.validation": {"episodes": [9]}, "train.validate_every": 4})
+    assert len(drawn) == 4  # the rehearsal's, then those of three validations
+    assert drawn[1] == drawn[2] == drawn[3]
+
+
+@pytest.mark.parametrize(
+    ("bundle", "message"),
+    [
+        (lambda whole: whole["dataset"], "gives no 'dataset' but ToyDataset"),
+        (lambda whole: {"data": whole["dataset"]}, "gives no 'dataset' but keys data"),
+        (
+            lambda whole: {**whole, "dataset": iter([])},
+            "the 'dataset' of the data set 'toy_data' is of type list_iterator",
+        ),
+        (lambda whole: {**whole, "dataset": [(1, 2)] * 80}, "an item of the data set 'toy_data' is of type tuple"),
+    ],
+)
+def test_a_factory_that_gives_something_else_is_told(config: Path, monkeypatch, bundle: Callable, message: str) -> None:
+    import toy_plugin
+
+    build = toy_plugin.ToyData.build
+    monkeypatch.setattr(toy_plugin.ToyData, "build", lambda *given: bundle(build(*given)))
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        train(config)
+    assert caught.value.problems[0].place is not None
+
+
+def test_a_loss_that_is_no_module_is_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toy_plugin.ToyLoss.build", lambda self: torch.nn.functional.mse_loss)
+    with pytest.raises(ConfigError, match="the loss 'toy_loss' builds a function"):
+        train(config)
+
+
 def test_a_plain_trainer_runs(config: Path) -> None:
     result = train(config, {**PLAIN, "train.max_steps": 40, "train.log_every": 10})
     first, *_, last = losses(result.run_dir)
@@ -396,7 +481,7 @@ def test_the_collector_leaves_out_what_was_there_before_the_first_update(config:
     )
     before = len(gc.get_objects())
     train(config)
-    assert min(frozen) > 0.9 * before
+    assert min(frozen) > 0.5 * before
     assert gc.get_freeze_count() == 0
 
 

@@ -1,6 +1,7 @@
 """The command line, as people start it: from anywhere, three ways; its messages, its exit codes, its Ctrl-C."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import pytest
 
 import trainer
 from trainer.checkpoint import newest_checkpoint
+from trainer.data.cameras import UnreadableFrame
+from trainer.data.prefetch import WorkerDied
 from trainer.offline_trainer import main
+from trainer.templates import ComponentTrainer
 
 SCRIPT = Path(trainer.__file__).parent / "offline_trainer.py"
 REPOSITORY = SCRIPT.parents[1]
@@ -103,6 +107,32 @@ def test_a_wrong_config_is_a_message_and_no_traceback(config: Path, capsys: pyte
 def test_a_run_that_blows_up_ends_with_its_message(config: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["--train_config", str(config), "--set", "data.datamodule.params.nan=true"]) == 1
     assert "training stopped: the gradient of encoder, head is not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [UnreadableFrame("frame 3 of 'top'"), WorkerDied("data worker 0 was ended")])
+def test_data_that_cannot_be_read_are_one_message(config: Path, capsys, monkeypatch, error: Exception) -> None:
+    def fails(self, data: dict, seed: tuple):
+        raise error
+
+    monkeypatch.setattr(ComponentTrainer, "train_step", fails)
+    assert main(["--train_config", str(config)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"training stopped: {error}\n  in update 1, of episode:frame ") and "Traceback" not in told
+
+
+def test_an_error_of_a_step_names_its_samples(config: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    step = ComponentTrainer.train_step
+
+    def fails(self, data: dict, seed: tuple):
+        if seed[1] == 4:
+            raise RuntimeError("of the method")
+        return step(self, data, seed)
+
+    monkeypatch.setattr(ComponentTrainer, "train_step", fails)
+    assert main(["--train_config", str(config)]) == 1
+    assert re.search(
+        r"RuntimeError: of the method\nin update 5, of episode:frame( \d+:\d+){16}\nafter 4", capsys.readouterr().err
+    )
 
 
 def test_a_dry_run_shows_and_writes_nothing(config: Path, project: Path, capsys: pytest.CaptureFixture) -> None:

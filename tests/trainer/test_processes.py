@@ -182,6 +182,20 @@ def test_a_run_continued_on_two_processes_equals_one_that_was_not_stopped(job: J
         assert (resumed["random"], resumed["hash"]) == (whole["random"], whole["hash"])
 
 
+@pytest.mark.slow
+def test_a_script_trains_twice_on_two_processes(tmp_path: Path) -> None:
+    config = write_project(tmp_path)
+    script = tmp_path / "twice.py"
+    script.write_text(
+        "import trainer\n"
+        f"for name in ('first', 'second'):\n"
+        f"    trainer.train({str(config)!r}, {{'train.save_dir': f'{tmp_path}/{{name}}'}})\n"
+    )
+    done = subprocess.run([*TORCHRUN, str(script)], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert_equal_checkpoints(*(newest_checkpoint(tmp_path / name).path for name in ("first", "second")))
+
+
 def test_the_clock_of_one_process_ends_both(job: Job) -> None:
     first, second = job.told("clock")
     assert first["step"] == second["step"] < 10

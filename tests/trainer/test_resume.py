@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from toy_plugin import ToyLoss, ToyTrainer
 
 from model_constructor import ConfigError
 from trainer import train
-from trainer.checkpoint import newest_checkpoint, random_state, set_random_state
+from trainer.checkpoint import checkpoint_folders, newest_checkpoint, random_state, set_random_state
 from trainer.registry import LOSS_BUILDER_REGISTRY
 
 
@@ -175,6 +176,24 @@ def test_a_longer_run_goes_on_and_names_what_differs(config: Path, capsys: pytes
     assert "config: train.max_steps was 5, is now 8" in capsys.readouterr().out
     rate = lines_of(config.parents[1] / "runs/toy")[-1]["lr/encoder"]
     assert rate == pytest.approx(0.01 * (1 - 7 / 8))  # the schedule is the longer run's, at the update it stands at
+
+
+def test_a_difference_to_nothing_is_told(config: Path, capsys: pytest.CaptureFixture) -> None:
+    """A default that is switched off, or one that is switched on again."""
+    train(config, {"train.max_steps": 5})
+    train(config, {"train.max_steps": 8, "train.keep_last": None}, resume="auto")
+    assert "config: train.keep_last was not set, is now None" in capsys.readouterr().out
+    train(config, {"train.max_steps": 10}, resume="auto")
+    assert "config: train.keep_last was None, is now not set" in capsys.readouterr().out
+
+
+def test_a_path_is_not_continued_among_the_lines_of_another_run(config: Path, project: Path) -> None:
+    first = train(config, {"train.save_every_steps": 5})
+    train(config, {"train.save_dir": "runs/other"})
+    for folder in checkpoint_folders(project / "runs/other"):
+        shutil.rmtree(folder)
+    with pytest.raises(ConfigError, match="holds the metrics of a run that saved nothing"):
+        train(config, {"train.save_dir": "runs/other"}, resume=str(first.run_dir / "epoch_1"))
 
 
 def test_a_path_is_continued_elsewhere(config: Path, project: Path) -> None:

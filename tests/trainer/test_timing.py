@@ -100,6 +100,18 @@ def test_a_lap_begins_where_the_last_one_ended(clock: FakeTime) -> None:
     assert PhaseTimer(CPU).summary() == "no update was timed"
 
 
+def test_a_run_that_waited_for_its_data_says_what_helps() -> None:
+    told = {}
+    for data_s in (1.0, 5.0):
+        timer = PhaseTimer(CPU)
+        timer.count(1)
+        timer._clock.lap = lambda phase, data_s=data_s: {"data": data_s, "forward": 10 - data_s}
+        timer.lap()
+        told[data_s] = timer.summary()
+    assert "num_workers" not in told[1.0]
+    assert told[5.0].endswith("; it has waited for data: a higher data.num_workers reads ahead")
+
+
 def test_of_several_processes_the_slowest_ones_times_and_all_samples(clock: FakeTime) -> None:
     timer = PhaseTimer(CPU)
     spend(clock, timer, "forward", 1.0)

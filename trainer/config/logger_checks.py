@@ -14,10 +14,16 @@ WANDB_MODES = ("online", "offline", "disabled")
 def check_loggers(source: Any) -> list[Problem]:
     """A logger that is not installed, or that would stop and ask for a key."""
     train = source.data.get("train")
-    names = train.get("loggers") if isinstance(train, dict) else None
-    return [
+    given = train.get("loggers") if isinstance(train, dict) else None
+    names = given if isinstance(given, list) else []
+    twice = [
+        Problem(f"train.loggers names {name} twice", source.place(("train", "loggers", position)), "once is enough")
+        for position, name in enumerate(names)
+        if name in names[:position]
+    ]
+    return twice + [
         Problem(f"train.loggers asks for {name}, which {what}", source.place(("train", "loggers", position)), hint)
-        for position, name in enumerate(names if isinstance(names, list) else [])
+        for position, name in enumerate(names)
         if name in KNOWN
         for what, hint in _missing(name)
     ]

@@ -178,6 +178,9 @@ def _read_mode(key: str, entry: Any, stats: Mapping[str, np.ndarray], channels: 
     if mode == "imagenet" and channels != 3:
         why = "is no image" if channels is None else f"has {channels} channels"
         report.value(f"'{key}' {why}", "imagenet is the mean and std of red, green and blue", *at_mode)
+    if mode == "identity":
+        for name in [name for name in options if name in ("skip", "floor")]:
+            report.key(f"{name} of '{key}' is not read: identity changes nothing", "remove it, or the mode", key, name)
     size = max((value.shape[-1] for name, value in stats.items() if name != "count"), default=1)
     skip = options.get("skip", ())
     if not isinstance(skip, list | tuple) or not all(type(dim) is int and 0 <= dim < size for dim in skip):

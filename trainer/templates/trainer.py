@@ -20,7 +20,10 @@ from model_constructor.errors import Problem
 from trainer.distributed import World
 
 Batch = dict[str, Any]  # tensors [B, ...] by key; lists of length B for what is not a number
-SMALLEST_WEIGHT = torch.finfo(torch.float32).tiny  # where nothing of an update is valid, its gradient is 0 / this
+SMALLEST_WEIGHT = 1e-30  # where nothing of an update is valid, its gradient is 0 * processes / this
+MOST_SKIPPED = 100  # updates in a row: a run that learns nothing any more is no run
+TAKEN = frozenset("loss grad_norm skipped step epoch samples_per_s data_wait gpu_memory_gb validation_loss".split())
+TAKEN_GROUPS = ("grad_norm", "lr", "time", "evaluation")
 Seed = tuple[int, ...]  # names a random stream: (train.seed, update, rank, micro-batch)
 
 
@@ -31,6 +34,9 @@ class StepOutput:
     weight: Tensor | float | None = None  # what this loss is a mean over; the batch size unless said
 
     def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name in TAKEN or name.partition("/")[0] in TAKEN_GROUPS:
+                raise ValueError(f"a metric cannot be called '{name}': the trainer logs a number of that name itself")
         for name, value in {"loss": self.loss, **self.metrics}.items():
             if not isinstance(value, Tensor) or value.numel() != 1:
                 found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
@@ -92,6 +98,7 @@ class ComponentTrainer(ABC):
             for name, optimizer in self.optimizers.items()
         }
         self._mixed = {name for name, own in self._parameters.items() if len({(p.device, p.dtype) for p in own}) > 1}
+        self._skipped = 0  # updates in a row
         self._objective: nn.Module = _Objective(models, self.compute_loss)
         self._unread: tuple[Tensor, torch.cuda.Event, Batch, Seed | None] | None = None
 
@@ -218,10 +225,13 @@ class ComponentTrainer(ABC):
             self._unread = (on_host, copied, data, seed)
             return True
         if not self._nonfinite(norms):
+            self._skipped = 0
             return True
         message = self._told(norms, data, seed)
-        if self.options.on_nonfinite == "stop":
-            raise NonFiniteGradient(message)
+        self._skipped += 1
+        if self.options.on_nonfinite == "stop" or self._skipped == MOST_SKIPPED:
+            in_a_row = f"; {self._skipped} updates in a row were left out" if self._skipped > 1 else ""
+            raise NonFiniteGradient(message + in_a_row)
         self.options.world.say(f"left out: {message}")
         return False
 
@@ -229,7 +239,7 @@ class ComponentTrainer(ABC):
         return [name for name, norm in zip(self._parameters, norms.tolist(), strict=True) if norm - norm != 0.0]
 
     def _told(self, norms: Tensor, data: Batch, seed: Seed | None) -> str:
-        names, samples = ", ".join(self._nonfinite(norms)), self.options.world.gather(_samples(data))
+        names, samples = ", ".join(self._nonfinite(norms)), self.options.world.gather(samples_of(data))
         when = "" if seed is None else f" in update {seed[1] + 1}"
         return (
             f"the gradient of {names} is not finite{when}; the batch holds {'; '.join(samples)}.\n"
@@ -323,7 +333,7 @@ def _split(data: Batch, parts: int) -> Iterator[Batch]:
         yield data if parts == 1 else {key: value[start : start + size] for key, value in data.items()}
 
 
-def _samples(data: Batch) -> str:
+def samples_of(data: Batch) -> str:
     """Episode and frame of each sample, as the data set counts them."""
     if "episode_index" not in data or "frame_index" not in data:
         return f"{_batch_size(data)} samples (the data set gives no episode_index and frame_index)"

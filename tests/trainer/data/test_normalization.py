@@ -41,7 +41,8 @@ STATS = {"observation.state": statistics(VALUES), "action": statistics(VALUES[:,
 
 
 def normalizer(stats=STATS, **modes):
-    return Normalizer(stats, normalization_modes({"observation.state": {"floor": 0.0, **modes}}, stats))
+    floor = {} if modes.get("mode") == "identity" else {"floor": 0.0}
+    return Normalizer(stats, normalization_modes({"observation.state": {**floor, **modes}}, stats))
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,7 @@ def test_keys_that_are_not_named_get_mean_std():
         ("action: {skip: [1]}", "3:20", "a list of dimensions from 0 to 0"),
         ("action: {skip: 0}", "3:20", "skip of 'action' is 0"),
         ("action: {floor: -1}", "3:21", "floor of 'action' is -1"),
+        ("action: {mode: identity, skip: [0]}", "3:30", "skip of 'action' is not read: identity changes nothing"),
         ("action: imagenet", "3:13", "'action' is no image"),
         ("action: {mode: [mean_std]}", "3:20", "unknown normalization mode ['mean_std']"),
         ("action: {mode: min_max, mean: [0]}", "3:29", "mean of 'action' is read by mean_std alone"),

@@ -107,6 +107,7 @@ HARD = {  # what makes a run hard to continue
     "train.evaluate_every": 3,
     **HELD_OUT,
     f"{METHOD}.noise": 0.1,
+    f"{METHOD}.scaled": True,
 }
 NAN = {f"{METHOD}.nan_rank": 1, f"{METHOD}.nan_at": 3}
 REFUSED: dict[str, dict[str, Any]] = {  # what ends with the same error on both processes
@@ -162,13 +163,21 @@ class CaseTrainer(ComponentTrainer, Recording):
         signal_at: int = -1,
         raise_rank: int = -1,
         raise_at: int = -1,
+        scaled: bool = False,
     ) -> None:
         super().__init__(models, optimizers, loss, device)
         self.masked, self.twice, self.extra, self.noise = masked, twice, extra, noise
         self.nan, self.signal = (nan_rank, nan_at), (signal_rank, signal_at)
         self.drift, self.constant, self.raising = drift, constant, (raise_rank, raise_at)
+        self.scaled, self.mean = scaled, 1.0  # of this process's own losses
         self.update = self.micro_batch = 0
         self.record()
+
+    def state_dict(self) -> dict[str, float]:
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.mean = state["mean"]
 
     def configure_step(self, options: StepOptions) -> None:
         super().configure_step(options)
@@ -222,6 +231,9 @@ class CaseTrainer(ComponentTrainer, Recording):
         loss = error / count.clamp(min=1)
         if training and self.nan == (rank, self.update):
             loss = loss * torch.nan
+        if self.scaled:
+            self.mean = 0.8 * self.mean + 0.2 * loss.item() if training else self.mean
+            loss = loss / self.mean
         metrics = {"absolute_error": size_of_error / count.clamp(min=1)}
         return StepOutput(loss, metrics, weight=count if self.masked else None)
 
