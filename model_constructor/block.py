@@ -22,7 +22,7 @@ from .expressions import Expression, parse
 from .init import check_init
 from .interpolation import Keys, Template, compute, param_templates
 from .names import CONSTANTS, DTYPES, PLAIN_FUNCTIONS, TAKEN, TAKEN_BY_MODELS
-from .source import Node, is_calculation
+from .source import Node, is_expression
 from .version1 import Translated, is_version_1, translate
 
 BLOCK_KEYS = ("params", "inputs", "blocks", "modules", "graph", "outputs", "init")
@@ -39,6 +39,7 @@ class Param:
     default: Any
     required: type | None
     place: Place
+    declared: type | None = None  # the bare type that this file, or one that it starts from, writes
     templates: Mapping[Keys, Template] = field(default_factory=dict)  # the `${...}` in the default, by their path in it
 
 
@@ -158,6 +159,7 @@ class _Reader:
         names = {name for name, _, _ in params}
         for key, place, entry in params:
             block.params[key] = self._param(entry, place, names)
+            self._check_type(block, key, entry)
         for key, place, entry in self._entries(node, "inputs"):
             block.inputs[key] = self._input(key, entry, place, block)
         for key, _, entry in self._entries(node, "blocks"):
@@ -222,12 +224,27 @@ class _Reader:
     def _param(self, node: Node, place: Place, names: set[str]) -> Param:
         if not _is_param_value(node.plain):
             self.complain(f"a param is {PARAM_VALUES}.", node.place)
-        if isinstance(node.value, str) and not node.style and is_calculation(node.text, names):
-            self.complain(f"'{node.text}' is text here: params are values.", node.place, "write the value, or quote it")
-        required = PARAM_TYPES.get(node.text) if isinstance(node.value, str) else None
-        if required and node.style:
+        self._check_texts(node, names)
+        required = _bare_type(node)
+        if node.style and node.value in PARAM_TYPES:
             self.complain(f"the string '{node.text}' would stand for a type.", node.place, "choose another word")
-        return Param(node.plain, required, place, self._templates(node, names))
+        declared = next((kind for version in reversed((*node.earlier, node)) if (kind := _bare_type(version))), None)
+        return Param(node.plain, required, place, declared, self._templates(node, names))
+
+    def _check_type(self, block: Block, name: str, node: Node) -> None:
+        """A derived file and an override are held to what they replace, as the caller of the model is."""
+        written = [version for version in node.earlier if not _is_template(version)]
+        if written and not _is_template(node) and not _bare_type(node):
+            held = next((version for version in reversed(written) if _bare_type(version)), written[-1])
+            self.problems += _misfit(block, name, node.plain, held.plain, {name: node.place}, held.place)
+
+    def _check_texts(self, node: Node, names: set[str]) -> None:
+        if isinstance(node.value, str) and not node.style and is_expression(node.text, names):
+            computed = "one ${...} around all of it" if "${" in node.text else "the value"
+            hint = f"write {'null' if node.text == 'None' else computed}, or quote it"
+            self.complain(f"'{node.text}' is text here: params are values.", node.place, hint)
+        for _, entry in node.entries():
+            self._check_texts(entry, names)
 
     def _templates(self, node: Node, names: set[str]) -> dict[Keys, Template]:
         """The `${...}` in a default: expressions over the params of the block, and nothing else."""
@@ -401,13 +418,29 @@ def bind_params(block: Block, given: Mapping[str, Any], places: Mapping[str, Pla
     return values
 
 
-def _misfit(block: Block, name: str, value: Any, default: Any, places: Mapping[str, Place | None]) -> Iterator[Problem]:
+def _misfit(
+    block: Block,
+    name: str,
+    value: Any,
+    default: Any,
+    places: Mapping[str, Place | None],
+    declared_at: Place | None = None,
+) -> Iterator[Problem]:
     """What is wrong with the type of a value that is given in place of a default."""
     param = block.params[name]
-    expected = param.required or (None if default is None else type(default))
-    if expected and not _fits(value, expected, strict=param.required is not None):
+    expected = param.declared or (None if default is None else type(default))
+    if expected and not _fits(value, expected, strict=param.declared is not None):
         message = f"the param '{name}' of '{block.name}' is {value!r}; it has to be {_article(expected)}."
-        yield Problem(message, places.get(name), f"declared at {param.place}")
+        yield Problem(message, places.get(name), f"declared at {declared_at or param.place}")
+
+
+def _bare_type(node: Node) -> type | None:
+    return PARAM_TYPES.get(node.text) if isinstance(node.value, str) and not node.style else None
+
+
+def _is_template(node: Node) -> bool:
+    """Whether a value has `${...}`, so that its type is known only once it is computed."""
+    return isinstance(node.value, str) and "${" in node.value
 
 
 def _with_defaults(block: Block, given: Mapping[str, Any]) -> dict[str, Any]:

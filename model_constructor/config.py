@@ -303,11 +303,13 @@ class _Loader:
         return path[:-1] in self.names or (self.model and len(level) > 1 and level[0] in NAMED)
 
     def _remove(self, values: dict[str, Node], removed: dict[str, Node], key: str, entry: Node) -> None:
-        if key in values:
+        if key in values and not entry.text:
+            self.complain(f"nothing is written for '{key}'.", entry.place, "write null to remove it")
+        elif key in values:
             removed[key] = replace(entry, how="removed").after(values.pop(key))
-            return
-        hint = "\n".join(filter(None, ("write what it is, or leave the line out", nearest(key, values))))
-        self.complain(f"nothing is written for '{key}', and null finds no such entry to remove.", entry.place, hint)
+        else:
+            hint = "\n".join(filter(None, ("write what it is, or leave the line out", nearest(key, values))))
+            self.complain(f"nothing is written for '{key}', and null finds no such entry to remove.", entry.place, hint)
 
     def _directed(self, below: Node | None, above: Node, path: Keys) -> Node:
         """What `{_merge_: append, _value_: [...]}` and the like make of the value below."""
@@ -364,6 +366,8 @@ class _Loader:
         if not equals or not all(keys) or len(keys) > MAX_DEPTH:
             raise ConfigError(Problem(f"'{override}': an override is written key.path=value.", Place(OVERRIDE, 1, 1)))
         value = read_text(" " * len(name + equals) + (text.strip() or "null"), OVERRIDE, override, folder)
+        if not text.strip():
+            value = replace(value, text="")  # as in a file where nothing is written
         if isinstance(value.value, list | dict) and text.lstrip()[:1] not in ("[", "{", "&"):
             hint = "a list or mapping is written in [] or {}; an expression with ': ' or a leading '- ' in quotes"
             raise ConfigError(Problem("this is cut at a ': ' or begins with '- '.", value.place, hint))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import math
 import operator
 import tokenize
@@ -204,7 +205,7 @@ class _Evaluator:
             case ast.UnaryOp(op=ast.Not()):
                 return not self._truth(tree.operand, self.visit(tree.operand))
             case ast.UnaryOp():
-                return UNARY[type(tree.op)](self.visit(tree.operand))
+                return unary(tree.op, self.visit(tree.operand))
             case ast.BoolOp():
                 for value in tree.values[:-1]:
                     result = self.visit(value)
@@ -287,6 +288,13 @@ class _Limit(ValueError):
     """More work than an expression may ask for."""
 
 
+def unary(op: ast.unaryop, value: Any) -> Any:
+    """`op value`, but for what would hold where its opposite is meant."""
+    if isinstance(op, ast.Invert) and isinstance(value, bool):
+        raise _Limit(f"'~' of {value} is the number {~value:d}: write 'not'")
+    return UNARY[type(op)](value)
+
+
 def binary(op: ast.operator, left: Any, right: Any) -> Any:
     """`left op right`, within the limits of what a file may ask for."""
     both = isinstance(left, int) and isinstance(right, int)
@@ -306,6 +314,9 @@ def binary(op: ast.operator, left: Any, right: Any) -> Any:
         _check_work("matmul", (left, right))
     if isinstance(op, ast.Mod) and isinstance(left, str):
         raise _Limit("'%' of a string is not part of an expression")
+    if isinstance(op, ast.BitAnd | ast.BitOr) and both and isinstance(left, bool) != isinstance(right, bool):
+        sign, word = ("&", "and") if isinstance(op, ast.BitAnd) else ("|", "or")
+        raise _Limit(f"'{sign}' of {left} and {right} is the number {BINARY[type(op)](left, right)}: write '{word}'")
     if type(op) not in BINARY:
         raise _Limit("this operator is not known here")
     return BINARY[type(op)](left, right)
@@ -403,9 +414,25 @@ def _outside_grammar(expression: Expression) -> Iterator[Problem]:
             yield Problem("'**' inside a dict is not part of an expression.", expression.place(part))
         elif isinstance(part, ast.BinOp) and isinstance(part.op, ast.LShift | ast.BitXor):
             yield Problem("this operator is not part of an expression.", expression.place(part))
+        elif isinstance(part, ast.Compare) and _asks_identity(part):
+            hint = "only None, True and False are compared so: write == or !="
+            yield Problem("'is' asks whether both are one object.", expression.place(part), hint)
         elif isinstance(part, ast.Compare) and _bitwise_beside_comparison(part, expression):
             hint = "'&' and '|' bind tighter than comparisons: put each comparison in parentheses"
             yield Problem("'&' or '|' beside a comparison without parentheses.", expression.place(part), hint)
+
+
+def _asks_identity(compare: ast.Compare) -> bool:
+    """Whether an `is` stands between two values of which neither is written None, True or False."""
+
+    def is_single(tree: ast.expr) -> bool:
+        return isinstance(tree, ast.Constant) and (tree.value is None or isinstance(tree.value, bool))
+
+    sides = itertools.pairwise((compare.left, *compare.comparators))
+    return any(
+        isinstance(op, ast.Is | ast.IsNot) and not any(map(is_single, pair))
+        for op, pair in zip(compare.ops, sides, strict=True)
+    )
 
 
 def _bitwise_beside_comparison(compare: ast.Compare, expression: Expression) -> bool:

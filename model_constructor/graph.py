@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .block import Block, Statement, Value, expressions
+from .config import OVERRIDE
 from .errors import MAX_PROBLEMS, ConfigError, Problem, nearest
 from .expressions import Expression, decide, evaluate
 from .names import (
@@ -182,8 +183,7 @@ def _too_deep(root: Block) -> Iterator[Problem]:
     uses: dict[Block, set[Block]] = {}
     levels = list(root.levels())
     for block in levels if len(levels) > MAX_INSIDE else ():
-        names = {_callee(part) for expression in _everything(block) for part in ast.walk(expression.tree)}
-        uses[block] = {inner for name in names if (inner := block.find_block(name)) is not None}
+        uses[block] = {inner for name in _called(block) if (inner := block.find_block(name)) is not None}
     depths: dict[Block, int] = {}
     with suppress(CycleError):  # a circle is told where it is closed
         for block in TopologicalSorter(uses).static_order():  # those that are used first
@@ -213,6 +213,7 @@ class _Checker:
         yield from _cycles(self._certain_dag(), self.block)
         yield from self._unused()
         yield from self._params_in_vain()
+        yield from self._blocks_in_vain()
 
     def _graph_values(self) -> Iterator[tuple[str, Value]]:
         for statement in self.block.graph.values():
@@ -453,25 +454,55 @@ class _Checker:
     def _own_names(self) -> list[str]:
         return [*self.values, *self.block.modules]
 
-    def _params_in_vain(self) -> Iterator[Problem]:
-        """Params that a file adds to those of its `defaults`, and nothing reads: most likely misspelt ones of these."""
+    def _base_names(self, section: str) -> set[str] | None:
+        """The names in a section of what the file's `defaults` come to; None of a file without any."""
         base = self.block.node.earlier[-1].value if self.block.node.earlier else None
         if not isinstance(base, dict):  # the path of a block's file
+            return None
+        known = base[section].value if section in base else None
+        return {*known} if isinstance(known, dict) else set()
+
+    def _params_in_vain(self) -> Iterator[Problem]:
+        """Params that a file adds to those of its `defaults`, and nothing reads: most likely misspelt ones of these."""
+        known = self._base_names("params")
+        if known is None:
             return
-        known = base["params"].value if "params" in base else {}
         read = _read_params(self.block)
         for name, param in self.block.params.items():
-            if name not in read and isinstance(known, dict) and name not in known:
+            if name not in read and name not in known:
                 yield Problem(f"nothing reads the param '{name}'.", param.place, nearest(name, known))
+
+    def _blocks_in_vain(self) -> Iterator[Problem]:
+        """As `_params_in_vain`, of blocks; and of those that an override adds."""
+        known = self._base_names("blocks")
+        first = {name: (*inner.node.earlier, inner.node)[0] for name, inner in self.block.blocks.items()}
+        added = {
+            name: node
+            for name, node in first.items()
+            if node.source.name == OVERRIDE or (known is not None and name not in known)
+        }
+        if not added:
+            return
+        used = {level.find_block(name) for level in self.block.levels() for name in _called(level)}
+        for name, node in added.items():
+            if self.block.blocks[name] not in used:
+                hint = nearest(name, first.keys() - added.keys())
+                yield Problem(f"nothing uses the block '{name}'.", node.place, hint)
 
     def _unused(self) -> Iterator[Problem]:
         """What nothing reads; but for what a misspelt name, told already, was probably meant to be."""
         read = _read_names(value for _, value in self._graph_values())
         read |= {close for name in self.unknown for close in get_close_matches(name, self._own_names(), n=1)}
         for statement in self.block.graph.values():
-            if not read & set(statement.targets):
+            unread = [target for target in statement.targets if target not in read]
+            if len(unread) == len(statement.targets):
                 hint = "read it somewhere, or remove it"
                 yield Problem(f"nothing uses the node '{statement.key}'.", statement.place, hint)
+                continue
+            for target in unread:
+                if target != "_":
+                    message = f"nothing uses '{target}' of the node '{statement.key}'."
+                    yield Problem(message, statement.place, "write _ for what is not needed")
         read_paths = {path for _, value in self._graph_values() for path in _paths(value)}
         hint = "it would hold parameters that never train: call it, or remove it"
         for name, place in self.block.module_places.items():
@@ -513,6 +544,11 @@ def _everything(block: Block) -> list[Expression]:
     """Every expression of a block but those in the shapes of its inputs."""
     values = [*block.modules.values(), *(statement.value for statement in block.graph.values()), *block.init.values()]
     return [expression for value in (*values, block.outputs or []) for expression in expressions(value)]
+
+
+def _called(block: Block) -> set[str]:
+    """The names that are called anywhere in a block."""
+    return {_callee(part) for expression in _everything(block) for part in ast.walk(expression.tree)}
 
 
 def _read_params(block: Block) -> set[str]:

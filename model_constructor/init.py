@@ -185,16 +185,22 @@ def _check_form(expression: Expression, tree: ast.expr) -> None:
         raise ConfigError(Problem(f"no initialiser is called '{written}'.", expression.place(called), hint))
     signature = inspect.signature(initialisers()[name])
     known = [argument for argument in signature.parameters if argument not in ("tensor", "generator")]
+    positional = getattr(tree, "args", [])
     keywords = getattr(tree, "keywords", [])
     for keyword in keywords:
         if keyword.arg not in known:
             hint = nearest(keyword.arg, known) or "it has no arguments"
             raise ConfigError(Problem(f"'{name}' has no argument '{keyword.arg}'.", expression.place(keyword), hint))
     try:
-        signature.bind(None, *getattr(tree, "args", []), **{keyword.arg: None for keyword in keywords})
+        signature.bind(None, *positional, **{keyword.arg: None for keyword in keywords})
     except TypeError as error:
         hint = f"{name}({', '.join(known)})"
         raise ConfigError(Problem(f"{name}: {error}.", expression.place(tree), hint)) from None
+    # The first argument is the mean, and nearly always the deviation is meant by one that stands alone.
+    if name in ("normal", "trunc_normal") and len(positional) == 1 and "std" not in {k.arg for k in keywords}:
+        number = ast.unparse(positional[0])
+        hint = f"write std={number} (or mean={number})"
+        raise ConfigError(Problem(f"{number} would be the mean of '{name}'.", expression.place(positional[0]), hint))
 
 
 def _is_split(tensor: Tensor) -> bool:

@@ -32,6 +32,7 @@ from .names import (
     CONSTANTS,
     DTYPES,
     METHODS,
+    NEEDS_DIM,
     OPS,
     PLAIN_FUNCTIONS,
     creates,
@@ -497,6 +498,11 @@ class _Lowering:
             return ast.Call(self._global(name, OPS.get(name)), arguments, keywords)
         if name not in torch_ops():
             raise self._error(f"'{name}' takes plain numbers: params, symbols and literals.", tree)
+        if name in NEEDS_DIM and "dim" not in given and len(arguments) < 2:
+            message = f"without 'dim', '{name}' takes a dimension that depends on how many there are."
+            raise self._error(message, tree, "write dim=-1, or the dimension that is meant")
+        if name == "scaled_dot_product_attention":
+            self._drop_in_training(tree, arguments, keywords)
         module = torch_ops()[name][0]
         if name == "einsum" and arguments:
             pattern = self._evaluate(tree.args[0]) if is_build_time(tree.args[0], self.block) else None
@@ -508,6 +514,20 @@ class _Lowering:
             keywords.append(ast.keyword("device", self._device()))
         function = ast.copy_location(self._global(f"{module}.{name}"), tree.func)
         return ast.Call(function, arguments, keywords)
+
+    def _drop_in_training(self, tree: ast.Call, arguments: list[ast.expr], keywords: list[ast.keyword]) -> None:
+        """Switch the dropout of attention off in eval: the op has no argument `training`."""
+
+        def switched(written: ast.expr, lowered: ast.expr) -> ast.expr:
+            names = {part.id for part in ast.walk(written) if isinstance(part, ast.Name)}
+            if "training" in names or (isinstance(lowered, ast.Constant) and not lowered.value):
+                return lowered
+            return ast.copy_location(ast.IfExp(self._training(), lowered, ast.Constant(0.0)), lowered)
+
+        arguments[4:5] = map(switched, tree.args[4:5], arguments[4:5])
+        for written, keyword in zip(tree.keywords, keywords, strict=True):
+            if keyword.arg == "dropout_p":
+                keyword.value = switched(written.value, keyword.value)
 
     def _block_call(self, tree: ast.Call, block: Block) -> ast.expr:
         """A block without modules is a function: its params are given by keyword and fixed when it is compiled."""

@@ -267,6 +267,9 @@ def creates(name: str, positional: int, keywords: Collection[str | None]) -> boo
     return name in CREATION_OPS or (name == "normal" and (positional > 2 or "size" in keywords))
 
 
+# Functions of torch.nn.functional that choose a dimension by the rank, if they are given none: of [B, T, D] the batch.
+NEEDS_DIM = ("softmax", "log_softmax", "softmin")
+
 # Arguments with which an op changes what it is given.
 CHANGING = ("out", "inplace", "max_norm")
 

@@ -75,7 +75,7 @@ class Selector:
                 found[path] = value
             below = list(entries(value))
             if isinstance(value, nn.ModuleList) and not below:
-                may_be_empty |= any("*" in step for step in self._next_steps(counts))
+                may_be_empty |= any(self._could_go_on(n, root) for n in counts)
             for name, entry in reversed(below):
                 after = {n if self.steps[n] == "**" else n + 1 for n in counts if self._takes(n, name, entry)}
                 if after:
@@ -85,8 +85,12 @@ class Selector:
             raise ConfigError(Problem(f"'{self.text}' selects nothing.", self.place, hint))
         return found
 
-    def _next_steps(self, counts: set[int]) -> Iterator[str]:
-        return (self.steps[n] for n in counts if n < len(self.steps))
+    def _could_go_on(self, n: int, root: Any) -> bool:
+        """Whether step `n` could name something in a list that is empty. `**` enters every list: a name behind it has
+        to be one of the file's, so that a misspelt one is told."""
+        step, after = (*self.steps[n : n + 2], "", "")[:2]
+        names = _declared(root) if step == "**" and re.fullmatch(_NAME, after) else None
+        return "*" in step and (names is None or after in names)
 
     def _reached(self, counts: set[int]) -> set[int]:
         """With each `**` also what follows it, since it may stand for no name."""
@@ -148,6 +152,26 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, nn.Module):
         own = {**value._parameters, **value._buffers, **value._modules}
         yield from ((name, entry) for name, entry in own.items() if entry is not None)
+
+
+def _declared(root: Any) -> set[str] | None:
+    """The names of modules and values on any level of the file that `root` is from, and the usual ones of parameters;
+    None for a module that is of no file."""
+    block = getattr(root, "_block", None)
+    if block is None:
+        return None
+    while block.parent is not None:
+        block = block.parent
+    names = {"weight", "bias"}
+    for level in block.levels():
+        names |= level.values() | _names_in(level.modules)
+    return names
+
+
+def _names_in(value: Any) -> set[str]:
+    """The names of modules, also those inside namespaces and lists."""
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return {*(value if isinstance(value, dict) else ())}.union(*map(_names_in, below))
 
 
 def _is_a(module: nn.Module, name: str) -> bool:

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from .block import Block, Input, Statement, Value, bind_params, expressions
 from .construct import Construction, Deferred, Graphs, Opaque, Sizes
 from .errors import MAX_PROBLEMS, ConfigError, Place, Problem
-from .expressions import BINARY, COMPARE, UNARY, Expression, binary, call_plain, evaluate
+from .expressions import BINARY, COMPARE, UNARY, Expression, binary, call_plain, evaluate, unary
 from .graph import Graph, outcome
 from .model import Member, add_members
 from .names import CONSTANTS, DTYPES, METHODS, OPS, PLAIN_FUNCTIONS, is_known_code, torch_ops
@@ -409,7 +409,10 @@ class _Frame:
                     return self._apply(partial(binary, tree.op), [left, right], {}, tree, known=False)
                 return self._apply(BINARY[type(tree.op)], [left, right], {}, tree)
             case ast.UnaryOp():
-                return self._apply(UNARY[type(tree.op)], [self.visit(tree.operand)], {}, tree)
+                value = self.visit(tree.operand)
+                if not _is_tensor(value):
+                    return self._apply(partial(unary, tree.op), [value], {}, tree, known=False)
+                return self._apply(UNARY[type(tree.op)], [value], {}, tree)
             case ast.Compare(ops=[op], comparators=[right]):
                 return self._apply(COMPARE[type(op)], [self.visit(tree.left), self.visit(right)], {}, tree)
             case ast.Tuple():

@@ -32,6 +32,7 @@ _INTEGER = re.compile(rf"[-+]?({_DIGITS}|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(rf"[-+]?({_DIGITS}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$")
 _OCTAL = re.compile(r"[-+]?0[0-9_]+$|[-+]?0o[0-7]+$")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?$")
+_INTERPOLATED = re.compile(r"(?<!\$)\$\{[^{}]*\}")
 _LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # what YAML 1.1 takes for one
 _ESCAPE_LENGTHS = {"x": 4, "u": 6, "U": 10}  # of \\x20 and the like in double quotes; others have 2
 _WORDS: dict[str, Scalar] = {
@@ -208,31 +209,37 @@ def dump(document: object, *, flow: bool = False) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes each string that would be read as something else, or, as a param that is a calculation, be refused."""
+    """Quotes each string that would be read as something else, or, as a param that is an expression, be refused."""
 
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> MappingNode:
         node = super().represent_mapping(tag, mapping, flow_style)
         for key, section in node.value:
             if key.value == "params" and isinstance(section, MappingNode):
                 names = {name.value for name, _ in section.value}
-                for _, entry in section.value:
-                    if isinstance(entry, ScalarNode) and entry.tag.endswith(":str"):
-                        entry.style = '"' if is_calculation(entry.value, names) else entry.style
+                waiting = [entry for _, entry in section.value]
+                for entry in waiting:
+                    if isinstance(entry, SequenceNode):
+                        waiting += entry.value
+                    elif entry.tag.endswith(":str"):
+                        entry.style = '"' if is_expression(entry.value, names) else entry.style
         return node
 
 
-def is_calculation(text: str, params: set[str]) -> bool:
-    """Whether a text would be a calculation over numbers and params, so that its author may have meant its value."""
+def is_expression(text: str, params: set[str]) -> bool:
+    """Whether a text would be None, or a calculation or tuple over numbers and params, so that its author may have
+    meant its value."""
+    text = _INTERPOLATED.sub("0", text).strip()  # beside an operator, `${dim}` stands for a number
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     names = {part.id for part in ast.walk(tree) if isinstance(part, ast.Name)}
-    return isinstance(tree, ast.BinOp | ast.Call) and names <= params | PLAIN_FUNCTIONS.keys()
+    written = text == "None" or isinstance(tree, ast.BinOp | ast.Call | ast.Tuple)
+    return written and names <= params | PLAIN_FUNCTIONS.keys()
 
 
 def _represent_text(dumper: _Dumper, text: str) -> ScalarNode:
-    safe = not _OCTAL.match(text) and not _SEXAGESIMAL.match(text) and _plain_value(text) == text
+    safe = not _OCTAL.match(text) and not _SEXAGESIMAL.match(text) and _plain_value(text) == text != "None"
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if safe else '"')
 
 

@@ -415,7 +415,8 @@ class Translation:
         if not isinstance(out, list | dict):
             yield self.names[step.out.text], place, _expression(tree, step.call)
         elif isinstance(out, list) and len(out) > 1:
-            yield ", ".join(self.names[target.text] for target in out), place, _expression(tree, step.call)
+            names = (self.names[target.text] if target.text in self.read else "_" for target in out)
+            yield ", ".join(names), place, _expression(tree, step.call)
         else:  # entries of a mapping, or the one of a sequence
             if len(out) > 1:
                 name = self._free_name(f"{identifier(step.callee)}_result")

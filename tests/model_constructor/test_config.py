@@ -688,3 +688,51 @@ def test_an_override_of_a_param_that_is_none_is_refused(tmp_path: Path):
     path.write_text("schema_version: 2\nparams: {dim: 4}\ninputs: {x: [B, dim]}\noutputs: x * dim\n")
     with pytest.raises(ConfigError, match="there is no param 'dmi' to set"):
         load_config(path, ["params.dmi=64"], model=True)
+
+
+DECLARED = (
+    "schema_version: 2\nparams: {scale: int, n: 2, causal: false, wide: '${2 * n}', free: null}\noutputs: scale\n"
+)
+
+
+@pytest.mark.parametrize("derived", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("scale", "0.5", "an integer"),
+        ("scale", "null", "an integer"),
+        ("n", "true", "an integer"),
+        ("causal", "2", "true or false"),
+    ],
+)
+def test_what_replaces_a_param_is_held_to_its_type(files: Files, name: str, value: str, wanted: str, derived: bool):
+    text = f"schema_version: 2\ndefaults: [base.yaml]\nparams: {{{name}: {value}}}\n"
+    path = files(base=DECLARED, main=text if derived else DECLARED)
+    with pytest.raises(ConfigError, match=f"the param '{name}' of 'main' is .*; it has to be {wanted}") as caught:
+        build_model(path, overrides=[] if derived else [f"params.{name}={value}"])
+    (problem,) = caught.value.problems
+    assert problem.place and problem.place.file == (str(path) if derived else "--set")
+    assert "declared at" in problem.hint
+
+
+def test_what_fits_the_type_of_a_param_replaces_it(files: Files):
+    text = "schema_version: 2\ndefaults: [base.yaml]\nparams: {scale: 4, n: 1.5, wide: 3, free: text, causal: null}\n"
+    path = files(base=DECLARED, main=text)
+    params = {"scale": 5, "n": 1.5, "wide": 3, "free": "text", "causal": None}
+    assert build_model(path, overrides=["params.scale=5"]).params == params
+    with pytest.raises(ConfigError, match="has to be an integer"):  # as it was declared
+        build_model(path, overrides=["params.scale=0.5"])
+    with pytest.raises(ConfigError, match="has to be an integer"):
+        build_model(path, params={"scale": 0.5})
+
+
+@pytest.mark.parametrize("override", [None, "init.head=", "init.head= "])
+def test_an_entry_of_which_nothing_is_written_is_not_removed(files: Files, override: str | None):
+    base = (
+        "schema_version: 2\ninputs: {x: any}\nmodules: {head: 'Linear(2, 2)'}\noutputs: head(x)\ninit: {head: zeros}\n"
+    )
+    main = "schema_version: 2\ndefaults: [base.yaml]\n" + ("" if override else "init:\n  head:\n")
+    (problem,) = problems_of(files(base=base, main=main), [override] if override else [], model=True)
+    assert problem.message == "nothing is written for 'head'." and problem.hint == "write null to remove it"
+    for null in ("null", "~"):
+        assert load_config(files(base=base), [f"init.head={null}"], model=True).data["init"] == {}

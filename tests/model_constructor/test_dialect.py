@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model_constructor import ConfigError, build_model, select_parameters
-from model_constructor.names import METHODS
+from model_constructor.names import METHODS, NEEDS_DIM
 
 X = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1))
 
@@ -428,7 +428,8 @@ def functional() -> list[str]:
 def test_every_public_function_of_torch_nn_functional_is_an_op_and_wins(build: Callable):
     helpers = {"assert_int_or_pair", "boolean_dispatch", "Callable", "Optional"}
     for name in sorted({*functional()} - helpers):
-        assert f"F.{name}(x" in build(f"inputs: {{x: any}}\noutputs: {name}(x)\n").code
+        given = "x, dim=-1" if name in NEEDS_DIM else "x"
+        assert f"F.{name}(x" in build(f"inputs: {{x: any}}\noutputs: {name}({given})\n").code
 
 
 def test_every_op_that_takes_training_is_given_it(build: Callable):

@@ -380,3 +380,33 @@ def test_a_string_that_is_called_is_told_how_it_chooses(problems: Callable, wher
     given = {"params": {"activation": "relu"}} if declared == "str" else {}
     (problem,) = problems(f"params: {{activation: {declared}}}\ninputs: {{x: [B]}}\n{where}\n", **given)
     assert "[activation]" in problem.hint
+
+
+def test_a_target_that_nothing_reads_is_told_beside_those_that_are_read(build: Callable, problems: Callable):
+    text = "inputs: {{x: [B, 6]}}\ngraph:\n  {targets}: x.chunk(3, -1)\noutputs: q * k\n"
+    (problem,) = problems(text.format(targets="q, k, v"))
+    assert problem.message == "nothing uses 'v' of the node 'q, k, v'." and problem.place.line == 4
+    assert problem.hint == "write _ for what is not needed"
+    assert build(text.format(targets="q, k, _"))(torch.ones(1, 6)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("how", ["derived", "override"])
+def test_a_block_that_is_added_to_those_of_a_file_and_nothing_uses_is_told(
+    write: Callable, problems: Callable, build: Callable, how: str
+):
+    write("inputs: {x: any}\noutputs: x * 2\n", "b.yaml")
+    base = "inputs: {x: any}\nblocks: {layer: {inputs: {x: any}, outputs: x + 1}}\noutputs: layer(x)\n"
+    write(base, "base.yaml")
+
+    def written(name: str) -> tuple[str, list[str]]:
+        if how == "derived":
+            return f"defaults: [base.yaml]\nblocks: {{{name}: b.yaml}}\n", []
+        return base, [f"blocks.{name}=b.yaml"]
+
+    text, overrides = written("lyaer")
+    (problem,) = problems(text, overrides=overrides)
+    assert problem.message == "nothing uses the block 'lyaer'." and "did you mean 'layer'?" in problem.hint
+    text, overrides = written("layer")
+    assert build(text, overrides=overrides)(torch.ones(1)) == 2
+    used = {"overrides": ["blocks.more=b.yaml", "outputs=layer(more(x))"]}
+    assert build(base, **used)(torch.ones(1)) == 3

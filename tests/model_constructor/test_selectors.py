@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -226,3 +227,18 @@ def test_many_wildcards_take_no_longer_than_the_model_is_large():
     with pytest.raises(ConfigError, match="at most 100 steps"):
         select(".".join(["*"] * 101), module)
     assert torch.is_tensor(next(iter(select("**.**.bias", module).values())))
+
+
+def test_two_stars_excuse_in_an_empty_list_only_names_that_the_file_has(build: Callable):
+    text = """\
+        params: {{depth: 0}}
+        inputs: {{x: [B, 4]}}
+        blocks: {{layer: {{inputs: {{x: any}}, modules: {{norm: LayerNorm(4)}}, outputs: norm(x)}}}}
+        modules: {{layers: layer() * depth, head: "Linear(4, 4, bias=False)"}}
+        outputs: head(layers(x))
+        init: {{"{selector}": zeros}}
+        """
+    for selector in ("**.norm", "**.norm.weight", "**.bias", "layers[*].nrom", "type:layer"):
+        build(text.format(selector=selector))
+    with pytest.raises(ConfigError, match=r"(?s)'\*\*.haed' selects nothing.*known here: head"):
+        build(text.format(selector="**.haed"))

@@ -124,6 +124,96 @@ SLIPS = {  # what: (text; its first line is line 2, line, what the caret is unde
         "params",
         "no param is called 'params'",
     ),
+    "None for null": (
+        "params: {norm: None}\ninputs: {x: [B, 4]}\noutputs: x if norm is None else -x\n",
+        2,
+        "None",
+        "write null, or quote it",
+    ),
+    "None for null in a list": (
+        "params: {sizes: [4, None]}\ninputs: {x: [B, 4]}\noutputs: x * len(sizes)\n",
+        2,
+        "None",
+        "write null, or quote it",
+    ),
+    "not of a flag by ~": (
+        "params: {flag: true}\ninputs: {x: [B, 4]}\noutputs: x if ~flag else -x\n",
+        4,
+        "~flag",
+        "'~' of True is the number -2: write 'not'",
+    ),
+    "~ of a flag in the run": (
+        "params: {flag: true}\ninputs: {x: [B, 4]}\noutputs: x * ~flag\n",
+        4,
+        "~flag",
+        "write 'not'",
+    ),
+    "and by &": (
+        "params: {flag: true, n: 2}\ninputs: {x: [B, 4]}\noutputs: x if flag & n else -x\n",
+        4,
+        "flag & n",
+        "'&' of True and 2 is the number 0: write 'and'",
+    ),
+    "or by |": (
+        "params: {flag: false, n: 2}\ninputs: {x: [B, 4]}\noutputs: x * (n | flag)\n",
+        4,
+        "n | flag",
+        "write 'or'",
+    ),
+    "is a text": (
+        "params: {norm: layer}\ninputs: {x: [B, 4]}\noutputs: \"x if norm is 'layer' else -x\"\n",
+        4,
+        "norm is 'layer'",
+        "compared so: write == or !=",
+    ),
+    "is not a number": (
+        "params: {n: 1}\ninputs: {x: [B, 4]}\noutputs: x if n is not 1 else -x\n",
+        4,
+        "n is not 1",
+        "compared so: write == or !=",
+    ),
+    "a softmax over any dimension": (
+        "inputs: {x: [B, T, 4]}\noutputs: softmax(x)\n",
+        3,
+        "softmax(x)",
+        "write dim=-1",
+    ),
+    "a log_softmax over any dimension": (
+        "inputs: {x: [B, T, 4]}\noutputs: 2 * log_softmax(x, dtype=float32)\n",
+        3,
+        "log_softmax(x, dtype=float32)",
+        "write dim=-1",
+    ),
+    "a tuple of numbers": (
+        "params:\n  n: 2\n  dims: n, 2, 6\ninputs: {x: [B, 4]}\noutputs: x * n * len(dims)\n",
+        4,
+        "n, 2, 6",
+        "write the value, or quote it",
+    ),
+    "a calculation in a list": (
+        "params: {n: 2, dims: [2 * n, 6]}\ninputs: {x: [B, 4]}\noutputs: x * n * len(dims)\n",
+        2,
+        "2 * n",
+        "write the value, or quote it",
+    ),
+    "a calculation beside ${}": (
+        "params:\n  n: 2\n  wide: ${n} * 4\ninputs: {x: [B, 4]}\noutputs: x * len(wide)\n",
+        4,
+        "${n} * 4",
+        "write one ${...} around all of it, or quote it",
+    ),
+    "a deviation for a mean": (
+        "inputs: {x: [B, 4]}\nmodules: {l: 'Linear(4, 4)'}\noutputs: l(x)\ninit: {l.weight: trunc_normal(0.02)}\n",
+        5,
+        "0.02",
+        "write std=0.02 (or mean=0.02)",
+    ),
+    "a deviation for a mean of a Param": (
+        "inputs: {x: [B, 4]}\nmodules: {p: 'Param(4, init=normal(0.02))'}\noutputs: x + p\n",
+        3,
+        "0.02",
+        "write std=0.02 (or mean=0.02)",
+    ),
 }
 
 
@@ -265,3 +355,66 @@ def test_a_model_whose_sizes_were_inferred_is_unpickled_whatever_they_have_to_di
     model = build("inputs: {x: [B, T, 1600]}\nmodules: {attn: 'Attention(_, heads=25)'}\noutputs: attn(x)\n")
     x = torch.randn(1, 2, 1600)
     assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+def test_texts_in_params_that_look_like_values_stay_texts(build: Callable):
+    """What is quoted, is text between others, or is handed over by Python."""
+    model = build("""\
+        params: {a: "None", b: [x, "2 * 3"], c: "1, 2", n: 2, name: "net-${n}x4", d: "${n} * 4", e: none}
+        inputs: {x: [B, 4]}
+        outputs: x if a == 'None' and len(b) == 2 and c == '1, 2' and e == 'none' else -x
+        """)
+    assert torch.equal(model(X), X) and torch.equal(again(model)(X), X)
+    assert model.params["d"] == "2 * 4" and model.params["name"] == "net-2x4"
+
+
+def test_none_is_told_in_an_override_and_is_a_text_in_one_of_python(write: Callable):
+    path = write("params: {norm: null}\ninputs: {x: [B, 4]}\noutputs: x if norm is None else -x\n")
+    with pytest.raises(ConfigError, match="write null, or quote it"):
+        build_model(path, overrides=["params.norm=None"])
+    assert build_model(path, overrides={"params.norm": "None"}).params == {"norm": "None"}
+
+
+def test_integers_have_their_bits_and_tensors_their_masks(build: Callable):
+    model = build("""\
+        params: {n: 6, m: 3, a: true, b: false}
+        inputs: {x: [B, 4]}
+        outputs: x * (n & m | ~n) * ((x > 1) & (x < 6) & a) if (n > m) & (a | b) else -x
+        """)
+    assert torch.equal(model(X), X * (6 & 3 | ~6) * ((X > 1) & (X < 6)))
+
+
+@pytest.mark.parametrize(
+    ("given", "switches"),
+    [
+        ("None, p", 1),
+        ("dropout_p=p", 1),
+        ("dropout_p=0.5", 1),
+        ("dropout_p=p if training else 0.0", 1),
+        ("None, 0.0", 0),
+        ("dropout_p=none", 0),
+    ],
+)
+def test_the_dropout_of_attention_is_off_in_eval(build: Callable, given: str, switches: int):
+    model = build(f"""\
+        params: {{p: 0.5, none: 0.0}}
+        inputs: {{x: [B, T, 4]}}
+        outputs: scaled_dot_product_attention(x, x * p, x + none, {given})
+        """)
+    x = torch.randn(2, 6, 4)
+    whole = torch.nn.functional.scaled_dot_product_attention(x, x * 0.5, x)
+    torch.testing.assert_close(model.eval()(x), whole)
+    assert torch.allclose(model.train()(x), whole) == (not switches)
+    assert model.code.count("training else") == switches
+
+
+def test_the_dropout_of_attention_is_off_in_eval_in_a_block_that_is_called(build: Callable):
+    model = build("""\
+        inputs: {x: [B, T, 4]}
+        blocks: {attend: {inputs: {x: any}, outputs: "scaled_dot_product_attention(x, x, x, dropout_p=0.5)"}}
+        outputs: attend(x)
+        """)
+    x = torch.randn(2, 6, 4)
+    whole = torch.nn.functional.scaled_dot_product_attention(x, x, x)
+    torch.testing.assert_close(model.eval()(x), whole)
+    assert not torch.allclose(model.train()(x), whole)

@@ -281,7 +281,7 @@ modules:
   shared: Linear(8, 8)
 graph:
   h: up(conv(image)).flatten(2)
-  a, weights: attn(tokens, tokens, tokens)
+  a, _: attn(tokens, tokens, tokens)
 outputs:
   - h @ h.transpose(1, 2)
   - shared(encoder(shared(a)))
