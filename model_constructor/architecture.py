@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from .block import Block, Input, Value, bind_params, expressions
-from .construct import Sizes, chosen, is_blank, is_constructor, links
-from .expressions import Expression, evaluate
+from .construct import Sizes, chosen, is_blank, is_constructor
+from .expressions import Expression, evaluate, links
 from .graph import build_graph, is_build_time, remaining
 from .names import CONSTANTS, OPS, PLAIN_FUNCTIONS, TYPES, find_type
 from .shapes import infer_shapes

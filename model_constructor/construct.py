@@ -16,7 +16,7 @@ from torch import nn
 from .block import Block, Value, bind_params
 from .compiler import Held
 from .errors import MAX_PROBLEMS, ConfigError, Place, Problem, nearest
-from .expressions import Expression, decide, evaluate
+from .expressions import Expression, decide, evaluate, links
 from .graph import Graph, build_graph
 from .init import fill
 from .limits import LOADS, limits
@@ -25,6 +25,7 @@ from .names import find_type, is_known_code
 
 MAX_LAYERS = 200  # that one constructor makes by itself
 ANY_SIZE = 2**10 * 45_045  # for a size that does not matter: most numbers of heads and groups divide it
+NEEDS_DIM = (nn.Softmax, nn.LogSoftmax, nn.Softmin)  # they choose one by the rank: of [B, T, D] the batch
 _PLACED = "whoever builds a model places it: model.to(device), or build it under torch.device(...)"
 
 T = TypeVar("T")
@@ -376,13 +377,6 @@ def chosen(expression: Expression, tree: ast.expr, values: Mapping[str, Any]) ->
     return chosen(expression, known[key], values)
 
 
-def links(tree: ast.expr) -> list[ast.expr]:
-    """The links of `A() >> B() >> C()`."""
-    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.RShift):
-        return [*links(tree.left), *links(tree.right)]
-    return [tree]
-
-
 def is_constructor(tree: ast.expr, block: Block) -> bool:
     """Whether an argument is built, not computed."""
     match tree:
@@ -474,6 +468,9 @@ def _check_signature(
         of_rnn = isinstance(kind, type) and issubclass(kind, nn.RNNBase)  # takes *args; the ninth is the device
         if "device" in bound.arguments or (of_rnn and len(arguments) > 8):
             raise ConfigError(Problem("a file names no device.", expression.place(tree), _PLACED))
+        if kind in NEEDS_DIM and bound.arguments.get("dim") is None:
+            message = f"without 'dim', '{name}' takes a dimension that depends on how many there are."
+            raise ConfigError(Problem(message, expression.place(tree), "write dim=-1, or the dimension that is meant"))
         for argument, value in bound.arguments.items():
             if isinstance(value, str) and isinstance(parameters[argument].default, bool):
                 message = f"'{argument}' of {name} is true or false; this is the string '{value}'."

@@ -133,6 +133,13 @@ def _comment(text: str) -> int | None:
     return next((token.start[1] for token in tokens if token.type == tokenize.COMMENT), None)
 
 
+def links(tree: ast.expr) -> list[ast.expr]:
+    """The links of `A() >> B() >> C()`."""
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.RShift):
+        return [*links(tree.left), *links(tree.right)]
+    return [tree]
+
+
 def is_plain(tree: ast.AST, plain_names: Callable[[str], bool]) -> bool:
     """Whether a value is made of plain numbers only: params, symbols, literals, sizes, and functions of these."""
     if isinstance(tree, ast.Name):

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from .block import Block, Statement, Value, expressions
 from .config import OVERRIDE
 from .errors import MAX_PROBLEMS, ConfigError, Problem, nearest
-from .expressions import Expression, decide, evaluate
+from .expressions import Expression, decide, evaluate, links
+from .limits import limits
 from .names import (
     ATTRIBUTES,
     CHANGING,
@@ -622,15 +623,28 @@ def _number(tree: ast.expr) -> str:
 
 
 def _leaves(path: tuple[str, ...], value: Value) -> Iterator[tuple[str, ...]]:
-    """The entries of a namespace or of a list that is written out, by their paths; any other is its own leaf."""
-    listed = value.tree.elts if isinstance(value, Expression) and isinstance(value.tree, ast.List) else value
-    if isinstance(value, dict):
-        for name, entry in value.items():
-            yield from _leaves((*path, name), entry)
-    elif isinstance(listed, list):
-        yield from ((*path, f"[{position}]") for position in range(len(listed)))
-    else:
-        yield path
+    """The entries of a namespace, list or chain, by their paths; any other module is its own leaf."""
+    if isinstance(value, Expression):
+        yield from _written_leaves(path, value.tree)
+        return
+    entries = value.items() if isinstance(value, dict) else ((f"[{i}]", entry) for i, entry in enumerate(value))
+    for name, entry in entries:
+        yield from _leaves((*path, name), entry)
+
+
+def _written_leaves(path: tuple[str, ...], tree: ast.expr) -> Iterator[tuple[str, ...]]:
+    match tree:
+        case ast.List():
+            below = tree.elts
+        case ast.BinOp(op=ast.RShift()):
+            below = links(tree)
+        case ast.BinOp(op=ast.Mult(), left=ast.Call(), right=ast.Constant(value=int(n))) if n <= limits().repeats:
+            below = [tree.left] * n
+        case _:  # among them lists of as many members as a param says, and lists of lists
+            yield path
+            return
+    for i, entry in enumerate(below):
+        yield from _written_leaves((*path, f"[{i}]"), entry)
 
 
 def _read_names(values: Iterable[Value]) -> set[str]:

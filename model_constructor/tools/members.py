@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..block import Value
-from ..construct import chosen, is_blank, is_constructor, links
-from ..expressions import Expression, evaluate
+from ..construct import chosen, is_blank, is_constructor
+from ..expressions import Expression, evaluate, links
 from ..init import _DIMENSIONS, _called, _selected
 from ..lowering import _MODULES, _literal
 from ..model import GraphModel

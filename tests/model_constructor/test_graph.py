@@ -188,6 +188,28 @@ def test_a_cycle_through_dead_branches_alone_is_none(build: Callable):
     assert torch.equal(build(text)(x), x)
 
 
+@pytest.mark.parametrize(
+    ("modules", "outputs", "unused"),
+    [
+        ("{heads: 'Linear(4, 4) * 3'}", "heads[0](x) + heads[0](x)", ["heads[1]", "heads[2]"]),
+        ("{ns: {heads: 'Linear(4, 4) * 2'}}", "ns.heads[1](x)", ["ns.heads[0]"]),
+        ("{net: 'Linear(4, 4) >> Linear(4, 4)'}", "net[0](x)", ["net[1]"]),
+        ("{pair: '[[Linear(4, 4), ReLU()], [ReLU(), Linear(4, 4)]]'}", "pair[0][0](x)", ["pair[0][1]", "pair[1][0]", "pair[1][1]"]),
+        ("{s: [{a: 'Linear(4, 4)', b: 'Linear(4, 4)'}]}", "s[0].a(x)", ["s[0].b"]),
+    ],
+)  # fmt: skip
+def test_each_member_that_no_index_names_is_told(problems: Callable, modules: str, outputs: str, unused: list[str]):
+    found = problems(f"params: {{n: 2}}\ninputs: {{x: [B, 4]}}\nmodules: {modules}\noutputs: {outputs}\n")
+    told = [problem.message for problem in found if "nothing uses" in problem.message]
+    assert told == [f"nothing uses the module '{name}'." for name in unused]
+
+
+@pytest.mark.parametrize("outputs", ["ls(x)", "ls[n - 1](x)", "ls[-1](x)", "ls.map(x)[0]", "ls[0](x) + ls[1](x)"])
+def test_members_of_a_list_that_is_read_whole_are_used(build: Callable, outputs: str):
+    text = f"params: {{n: 2}}\ninputs: {{x: [B, 4]}}\nmodules: {{ls: 'Linear(4, 4) * n'}}\noutputs: {outputs}\n"
+    assert build(text)(torch.zeros(2, 4)).shape == (2, 4)
+
+
 def test_modules_may_be_chosen_by_a_param(build: Callable):
     text = """\
         params: {side: left, depth: 2}

@@ -172,6 +172,12 @@ SLIPS = {  # what: (text; its first line is line 2, line, what the caret is unde
         "n is not 1",
         "compared so: write == or !=",
     ),
+    "a Softmax over any dimension": (
+        "inputs: {x: [B, T, 4]}\nmodules: {s: Softmax()}\noutputs: s(x)\n",
+        3,
+        "Softmax()",
+        "write dim=-1",
+    ),
     "a softmax over any dimension": (
         "inputs: {x: [B, T, 4]}\noutputs: softmax(x)\n",
         3,
