@@ -21,7 +21,7 @@ from .graph import Graph, build_graph
 from .init import fill
 from .limits import LOADS, limits
 from .model import Member, Namespace, add_members
-from .names import find_type, is_known_code
+from .names import ANY_DIM, WRITE_DIM, find_type, is_known_code
 
 MAX_LAYERS = 200  # that one constructor makes by itself
 ANY_SIZE = 2**10 * 45_045  # for a size that does not matter: most numbers of heads and groups divide it
@@ -469,8 +469,7 @@ def _check_signature(
         if "device" in bound.arguments or (of_rnn and len(arguments) > 8):
             raise ConfigError(Problem("a file names no device.", expression.place(tree), _PLACED))
         if kind in NEEDS_DIM and bound.arguments.get("dim") is None:
-            message = f"without 'dim', '{name}' takes a dimension that depends on how many there are."
-            raise ConfigError(Problem(message, expression.place(tree), "write dim=-1, or the dimension that is meant"))
+            raise ConfigError(Problem(ANY_DIM.format(name), expression.place(tree), WRITE_DIM))
         for argument, value in bound.arguments.items():
             if isinstance(value, str) and isinstance(parameters[argument].default, bool):
                 message = f"'{argument}' of {name} is true or false; this is the string '{value}'."

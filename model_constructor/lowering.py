@@ -28,6 +28,7 @@ from .expressions import Expression, evaluate, is_plain
 from .graph import Graph, build_graph, is_build_time, remaining
 from .limits import limits
 from .names import (
+    ANY_DIM,
     ATTRIBUTES,
     CONSTANTS,
     DTYPES,
@@ -35,6 +36,7 @@ from .names import (
     NEEDS_DIM,
     OPS,
     PLAIN_FUNCTIONS,
+    WRITE_DIM,
     creates,
     names_axes,
     torch_ops,
@@ -499,8 +501,7 @@ class _Lowering:
         if name not in torch_ops():
             raise self._error(f"'{name}' takes plain numbers: params, symbols and literals.", tree)
         if name in NEEDS_DIM and "dim" not in given and len(arguments) < 2:
-            message = f"without 'dim', '{name}' takes a dimension that depends on how many there are."
-            raise self._error(message, tree, "write dim=-1, or the dimension that is meant")
+            raise self._error(ANY_DIM.format(name), tree, WRITE_DIM)
         if name == "scaled_dot_product_attention":
             self._drop_in_training(tree, arguments, keywords)
         module = torch_ops()[name][0]

@@ -269,6 +269,8 @@ def creates(name: str, positional: int, keywords: Collection[str | None]) -> boo
 
 # Functions of torch.nn.functional that choose a dimension by the rank, if they are given none: of [B, T, D] the batch.
 NEEDS_DIM = ("softmax", "log_softmax", "softmin")
+ANY_DIM = "without 'dim', '{}' takes a dimension that depends on how many there are."
+WRITE_DIM = "write dim=-1, or the dimension that is meant"
 
 # Arguments with which an op changes what it is given.
 CHANGING = ("out", "inplace", "max_norm")

@@ -81,7 +81,7 @@ def train_run(run: Run, progress: Progress) -> TrainResult:
                 progress.best_loss = min(progress.best_loss, loss)  # in this order: never a loss that is no number
 
             if "evaluation" in due:
-                with run.timer("evaluation"), saved_where_it_fails(run, progress, watch):
+                with run.timer("evaluation"), saved_where_it_fails(run, progress, watch, is_best):
                     found, stopped_by = evaluate(run, received)
                 if stopped_by:
                     signal, over, progress.owed = stopped_by, True, ("evaluation",)
@@ -90,10 +90,7 @@ def train_run(run: Run, progress: Progress) -> TrainResult:
 
             if over or is_best or save_is_due(run, progress):
                 with run.timer("save"):
-                    if isinstance(run.trainer, ComponentTrainer):
-                        run.trainer.raise_if_nonfinite()
-                    watch.before_save()
-                    checkpoint = save(run, progress, is_best)
+                    checkpoint = saved(run, progress, watch, is_best)
                     watch.after_save(is_last=over)
     assert checkpoint is not None, "the last update is always saved"
     best = None if progress.best is None else run_dir / progress.best
@@ -144,15 +141,22 @@ def evaluation_is_due(run: Run, progress: Progress) -> bool:
     return every is not None and progress.step % every == 0
 
 
+def saved(run: Run, progress: Progress, watch: Watch, is_best: bool) -> Checkpoint:
+    """Behind the last update's flag, and behind the lines of metrics up to it."""
+    if isinstance(run.trainer, ComponentTrainer):
+        run.trainer.raise_if_nonfinite()
+    watch.before_save()
+    return save(run, progress, is_best)
+
+
 @contextmanager
-def saved_where_it_fails(run: Run, progress: Progress, watch: Watch) -> Iterator[None]:
+def saved_where_it_fails(run: Run, progress: Progress, watch: Watch, is_best: bool) -> Iterator[None]:
     """An evaluation that raises, as it does on all processes, ends the run and costs no update."""
     try:
         yield
     except Exception as error:
         progress.owed = ("evaluation",)
-        watch.before_save()
-        error.add_note(f"saved before it ended: {save(run, progress).path}")
+        error.add_note(f"saved before it ended: {saved(run, progress, watch, is_best).path}")
         raise
 
 

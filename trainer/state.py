@@ -136,7 +136,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> Progress:
         ) from error
     is_here = checkpoint.path.resolve().parent == run.config.save_dir.resolve()
     best = state["best"] if is_here else None  # a checkpoint of another folder is none of this one's
-    owed = tuple(one for one in state["owed"] if one == "validation" or run.evaluation is not None)
+    owed = tuple(one for one in state.get("owed", ()) if one == "validation" or run.evaluation is not None)
     progress = Progress(state["step"], state["seconds"], state["best_loss"], best, owed)
     if len(state["processes"]) == run.world.size:
         own = state["processes"][run.world.rank]

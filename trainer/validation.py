@@ -52,6 +52,8 @@ def evaluate(run: Run, received: Received) -> tuple[dict[str, float], int]:
     trainer, evaluation = run.trainer, run.evaluation
 
     def metrics() -> tuple[dict[str, float], int]:
+        if received:  # while the update or a validation was at work
+            return {}, received[-1]
         policy = Policy(trainer, run.data.prepare, run.data.item_shapes, seed=run.config.experiment.run_seed)
         try:
             with received.interrupting():

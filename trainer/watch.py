@@ -52,9 +52,11 @@ class Watch:
     def _tell_unreached(self) -> None:
         """A component that the loss does not use trains without a word, and stays as it was."""
         self._has_looked = True
-        for name, optimizer in self._run.optimizers.items() if isinstance(self._run.trainer, ComponentTrainer) else ():
+        if self._bar is None or not isinstance(self._run.trainer, ComponentTrainer):
+            return
+        for name, optimizer in self._run.optimizers.items():
             if all(one.grad is None for group in optimizer.param_groups for one in group["params"]):
-                self._run.world.say(f"warning: the first update's loss has not reached component '{name}': no gradient")
+                self._bar.tell(f"warning: the first update's loss has not reached component '{name}': no gradient")
 
     def log(self, progress: Progress) -> None:
         """On every process: the means are over all of them."""

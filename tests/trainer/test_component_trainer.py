@@ -15,7 +15,7 @@ from trainer.data.prefetch import build_loader
 from trainer.distributed import World
 from trainer.modeling.freeze import freeze
 from trainer.templates import ComponentTrainer, NonFiniteGradient, StepOptions, StepOutput
-from trainer.templates.trainer import SMALLEST_WEIGHT
+from trainer.templates.trainer import SMALLEST_WEIGHT, samples_of
 
 
 class Regression(ComponentTrainer):
@@ -219,13 +219,16 @@ def test_a_metric_does_not_take_the_place_of_the_trainers_own(name: str) -> None
         StepOutput(torch.zeros(()), {name: torch.zeros(())})
 
 
-def test_a_checkpoint_is_written_behind_the_last_updates_flag_only() -> None:
-    """On CUDA it travels to the host while the next update works; here it is put where it would be."""
-    trainer = make()
-    event = type("Event", (), {"synchronize": lambda self: None})()
-    trainer._unread = (torch.tensor([0.0, torch.nan]), event, batch(2), None)
-    with pytest.raises(NonFiniteGradient):
-        trainer.raise_if_nonfinite()
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"task": ["reach"]}, "unnumbered samples (the data set gives no"),
+        ({"x": torch.zeros(3, 2), "episode_index": [1, 2, 3]}, "3 samples (the data set gives no"),
+        ({"episode_index": torch.tensor([4]), "frame_index": torch.tensor([[7]])}, "episode:frame 4:7"),
+    ],
+)
+def test_samples_are_named_whatever_a_batch_holds(given: dict, told: str) -> None:
+    assert samples_of(given).startswith(told)
 
 
 def test_skip_leaves_one_update_out_and_the_next_goes_on_from_where_it_was(capsys: pytest.CaptureFixture) -> None:

@@ -277,6 +277,34 @@ def test_a_run_that_ends_within_an_evaluation_is_saved_and_makes_up_for_it(
     assert (run_dir / "best").resolve().name == (undisturbed.run_dir / "best").resolve().name
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_saved_before_the_last_updates_flag_was_read(config: Path, monkeypatch, fails: bool) -> None:
+    """On CUDA it travels to the host while the next update works; here it is put where it would be."""
+    step = ComponentTrainer.train_step
+
+    def flagged(self, data: dict, seed: tuple):
+        metrics = step(self, data, seed)
+        event = type("Event", (), {"synchronize": lambda self: None})()
+        if seed[1] == 4:
+            self._unread = (torch.tensor([0.0, torch.nan]), event, data, seed)
+        return metrics
+
+    monkeypatch.setattr(ComponentTrainer, "train_step", flagged)
+    if fails:
+        monkeypatch.setattr("toy_plugin.ToyEvaluation.evaluate", lambda *given: fail())
+    with pytest.raises(NonFiniteGradient):
+        train(config, {"train.save_every_steps": 5, "train.evaluate_every": 5})
+    assert newest_checkpoint(config.parents[1] / "runs/toy") is None
+
+
+def test_a_signal_before_an_evaluation_lets_it_not_begin(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("toy_plugin.ToyEvaluation.evaluate", lambda *given: asked.append(1))
+    monkeypatch.setattr("trainer.loop.validate", lambda run, held_out: os.kill(os.getpid(), signal.SIGTERM) or 1.0)
+    stopped = train(config, JUDGED)
+    assert (stopped.step, stopped.signal, asked) == (5, signal.SIGTERM, [])
+
+
 def test_a_run_that_is_stopped_saves_before_it_validates(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed, overrides = train(config, JUDGED), {**JUDGED, "train.save_dir": "runs/stopped"}
     step, calls = ComponentTrainer.train_step, []

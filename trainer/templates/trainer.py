@@ -335,7 +335,10 @@ def _split(data: Batch, parts: int) -> Iterator[Batch]:
 
 def samples_of(data: Batch) -> str:
     """Episode and frame of each sample, as the data set counts them."""
-    if "episode_index" not in data or "frame_index" not in data:
-        return f"{_batch_size(data)} samples (the data set gives no episode_index and frame_index)"
-    episodes, frames = data["episode_index"].flatten().tolist(), data["frame_index"].flatten().tolist()
+    given = (data.get(key) for key in ("episode_index", "frame_index"))
+    numbers = [one.flatten().tolist() for one in given if isinstance(one, Tensor)]
+    if len(numbers) < 2:
+        size = next((len(value) for value in data.values() if isinstance(value, Tensor) and value.ndim > 0), 0)
+        return f"{size or 'unnumbered'} samples (the data set gives no episode_index and frame_index)"
+    episodes, frames = numbers
     return "episode:frame " + " ".join(f"{episode}:{frame}" for episode, frame in zip(episodes, frames, strict=True))
