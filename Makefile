@@ -29,7 +29,7 @@ test-all: test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 900 tests/benchmarks  # alone: they measure time
 
 test-faults: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "slow or not slow" --fault-table tests/faults
+	$(BIN)/python -m pytest -m fault --fault-table
 
 leaderboard: $(VENV)/.dev
 	$(BIN)/python -m experiment_training.leaderboard

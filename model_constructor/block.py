@@ -162,6 +162,7 @@ class _Reader:
             self._check_type(block, key, entry)
         for key, place, entry in self._entries(node, "inputs"):
             block.inputs[key] = self._input(key, entry, place, block)
+        self._check_symbols(block)
         for key, _, entry in self._entries(node, "blocks"):
             block.blocks[key] = self._inner(entry, key, block)
         for key, place, entry in self._entries(node, "modules"):
@@ -316,6 +317,17 @@ class _Reader:
             else:
                 hint = "'...' may only come first" if entry.text == "..." else ""
                 self.complain("an entry of a shape is a number, a name, or an expression of these.", entry.place, hint)
+
+    def _check_symbols(self, block: Block) -> None:
+        """A symbol stands for the size of a dimension: somewhere it has to be written alone."""
+        entries = [entry for declared in block.inputs.values() for entry in declared.shape or ()]
+        bound = {one.tree.id for one in entries if isinstance(one, Expression) and isinstance(one.tree, ast.Name)}
+        for name, place in block.symbols.items():
+            if name == "_":
+                self.complain("'_' is no name of a size.", place, "each free size has a name of its own, such as S")
+            elif name not in bound:
+                hint = nearest(name, [*block.params, *bound]) or f"no input has a dimension of this size: [{name}]"
+                self.complain(f"nothing binds the symbol '{name}'.", place, hint)
 
     def _inner(self, node: Node, name: str, parent: Block) -> Block:
         if isinstance(node.value, dict) and "schema_version" in node.value:  # a whole file, with a scope of its own

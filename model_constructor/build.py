@@ -16,7 +16,7 @@ from .compiler import compile_class
 from .config import load_config
 from .construct import ANY_SIZE, Construction
 from .errors import ConfigError, Problem
-from .graph import Graph, build_graph, check_names
+from .graph import Graph, build_graph, check_names, ineffective_params
 from .init import initialise
 from .limits import TRUSTED, UNTRUSTED, limited, limits
 from .lowering import lower
@@ -117,7 +117,11 @@ def _checked(
         if level.imports is not None:
             _import(level.imports, allow_imports)
     check_names(block)
-    return block, bind_params(block, params, {"": tree.place})
+    values = bind_params(block, params, {"": tree.place})
+    if unread := [name for name in ineffective_params(block) if name in params]:
+        hint = "to give it has no effect"
+        raise ConfigError([Problem(f"nothing reads the param '{n}'.", block.params[n].place, hint) for n in unread])
+    return block, values
 
 
 def _refuse_what_does_not_fit(block: Block, size: int) -> None:

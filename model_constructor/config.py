@@ -161,6 +161,7 @@ class _Loader:
         self.model = model
         self.names = names
         self.problems: list[Problem] = []
+        self.chain: tuple[str, ...] = ()  # the files that lead to the document in hand
         self.files = 0
         self.values = 0
 
@@ -169,18 +170,21 @@ class _Loader:
 
     def document(self, tree: Node, chain: tuple[str, ...], overrides: Sequence[str] = ()) -> Node:
         """A file on top of its defaults, with the overrides, and with its blocks read in."""
-        folder = tree.source.folder
-        merged: Node | None = None
-        for layer in self._layers(tree, chain):
-            self._check_version(layer, tree)
-            merged = self.over(merged, layer)
-        assert merged is not None  # the file itself is the last of its layers
-        for override in overrides:
-            try:
-                merged = self._overridden(merged, override, folder, chain)
-            except ConfigError as error:
-                self.problems += error.problems
-        return self._with_blocks(merged, chain) if self.model else merged
+        outer, self.chain = self.chain, chain
+        try:
+            merged: Node | None = None
+            for layer in self._layers(tree, chain):
+                self._check_version(layer, tree)
+                merged = self.over(merged, layer)
+            assert merged is not None  # the file itself is the last of its layers
+            for override in overrides:
+                try:
+                    merged = self._overridden(merged, override, tree.source.folder)
+                except ConfigError as error:
+                    self.problems += error.problems
+            return self._with_blocks(merged) if self.model else merged
+        finally:
+            self.chain = outer
 
     def _layers(self, tree: Node, chain: tuple[str, ...]) -> Iterator[Node]:
         """The files that a file starts from, each after those that it starts from itself, and then the file."""
@@ -250,22 +254,23 @@ class _Loader:
             message = f"this file is of schema_version {version.text}; {tree.source.name} is of {wanted.text}."
             self.complain(message, version.place, f"{tree.source.name} starts from this file")
 
-    def _with_blocks(self, tree: Node, chain: tuple[str, ...]) -> Node:
+    def _with_blocks(self, tree: Node) -> Node:
         """A level with every block that is the path of a file replaced by the file."""
         blocks = _child(tree, "blocks")
         if blocks is None or not isinstance(blocks.value, dict):
             return tree
         read = {
-            name: self._block(name, entry, chain) if _is_file(entry) else self._with_blocks(entry, chain)
+            name: self._block(name, entry) if _is_file(entry) else self._with_blocks(entry)
             for name, entry in blocks.value.items()
         }
         assert isinstance(tree.value, dict)
         return replace(tree, value={**tree.value, "blocks": replace(blocks, value=read)})
 
-    def _block(self, name: str, entry: Node, chain: tuple[str, ...]) -> Node:
+    def _block(self, name: str, entry: Node) -> Node:
+        """A block as it stands written out: of one that is the path of a file, the file."""
         if not _is_file(entry):
             return entry
-        found = self._read(entry, chain, f"the block '{name}' contains itself")
+        found = self._read(entry, self.chain, f"the block '{name}' contains itself")
         if found is None:
             return entry
         block = self.document(*found)
@@ -284,6 +289,8 @@ class _Loader:
             return above.after(below)
         if "_merge_" in above.value:
             return self._directed(below, above, path)
+        if below is not None and self.model and _level(path)[:-1] == ("blocks",):
+            below = self._block(str(path[-1]), below)
         values: dict[str, Node] = {}
         places, removed = above.key_places, {}
         if below is not None and isinstance(below.value, dict):
@@ -360,7 +367,7 @@ class _Loader:
                 entries.append(self.over(None, entry, (*path, len(entries))))
         return entries
 
-    def _overridden(self, tree: Node, override: str, folder: Path, chain: tuple[str, ...]) -> Node:
+    def _overridden(self, tree: Node, override: str, folder: Path) -> Node:
         name, equals, text = override.partition("=")
         keys = name.strip().split(".")
         if not equals or not all(keys) or len(keys) > MAX_DEPTH:
@@ -371,9 +378,9 @@ class _Loader:
         if isinstance(value.value, list | dict) and text.lstrip()[:1] not in ("[", "{", "&"):
             hint = "a list or mapping is written in [] or {}; an expression with ': ' or a leading '- ' in quotes"
             raise ConfigError(Problem("this is cut at a ': ' or begins with '- '.", value.place, hint))
-        return self._set(tree, keys, value, (), chain)
+        return self._set(tree, keys, value, ())
 
-    def _set(self, node: Node | None, keys: list[str], value: Node, path: Keys, chain: tuple[str, ...]) -> Node:
+    def _set(self, node: Node | None, keys: list[str], value: Node, path: Keys) -> Node:
         """`node` in which the value at `keys` is `value`; mappings on the way are made where absent."""
         if not keys:
             extends = isinstance(value.value, dict) and "_merge_" in value.value
@@ -381,14 +388,14 @@ class _Loader:
         if node is None or node.value is None:
             node = Node({}, value.place, value.source).after(node)
         elif self.model and _level(path)[:-1] == ("blocks",):
-            node = self._block(str(path[-1]), node, chain)
+            node = self._block(str(path[-1]), node)
         if isinstance(node.value, list):
             key, rest = keys[0], keys[1:]
             if not (key.isascii() and key.isdigit()) or int(key) >= len(node.value):
                 message = f"the list at {node.place} has {len(node.value)} entries; '{key}' is none of them."
                 raise ConfigError(Problem(message, value.place))
             entries = list(node.value)
-            entries[int(key)] = self._set(entries[int(key)], rest, value, (*path, int(key)), chain)
+            entries[int(key)] = self._set(entries[int(key)], rest, value, (*path, int(key)))
             return replace(node, value=entries)
         key, rest = _first_key(node, keys)
         if not isinstance(node.value, dict):
@@ -400,7 +407,7 @@ class _Loader:
         if not rest and self._is_removal(value, (*path, key)):
             self._remove(values, removed, key, value)
         else:
-            values[key] = self._set(values.get(key) or removed.pop(key, None), rest, value, (*path, key), chain)
+            values[key] = self._set(values.get(key) or removed.pop(key, None), rest, value, (*path, key))
         places = {key: value.place, **node.key_places}  # where the file has the key, that stays its place
         return replace(node, value=values, key_places=places, removed=removed)
 

@@ -332,9 +332,13 @@ class Constructor:
         self.construction.count(expression.place(tree))
         try:
             tensor, is_value = _tensor_of(arguments)
-            if is_value and _is_quotient(tree.args[0], arguments[0]):
+            if is_value and _may_be_size(tree.args[0], arguments[0], values):
                 message = f"'{name}' of the number {arguments[0]} is one value."
-                hint = f"a size is divided by '//'; for the value write {name}([{arguments[0]}])"
+                hint = f"sizes are whole, as from '//'; for the value write {name}([{arguments[0]}])"
+                raise ConfigError(Problem(message, expression.place(tree.args[0]), hint))
+            if is_value and _lists_sizes(tree.args[0], arguments[0]):
+                message = f"'{name}' of a list is the values in it: {arguments[0]}."
+                hint = f"sizes stand without brackets: {name}({ast.unparse(tree.args[0])[1:-1]})"
                 raise ConfigError(Problem(message, expression.place(tree.args[0]), hint))
             if "init" in options and is_value:
                 message = f"'{name}' has a value already; 'init' fills sizes."
@@ -429,13 +433,21 @@ def _data_of(expression: Expression, values: Mapping[str, Any], tree: ast.expr) 
     return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
-def _is_quotient(tree: ast.expr, value: Any) -> bool:
-    """Whether a number is a quotient that happens to be whole: most likely it was to be a size."""
-    divided = isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Div)
-    return divided and isinstance(value, float) and value.is_integer()
+def _may_be_size(tree: ast.expr, value: Any, values: Mapping[str, Any]) -> bool:
+    """Whether a number is a quotient or product of whole params that is whole, too: most likely it was to be a size."""
+    computed = isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Div | ast.Mult)
+    of_sizes = _are_sizes([values.get(part.id) for part in ast.walk(tree) if isinstance(part, ast.Name)])
+    return computed and of_sizes and isinstance(value, float) and value.is_integer()
 
 
-def _are_sizes(arguments: list[Any]) -> bool:
+def _lists_sizes(tree: ast.expr, value: Any) -> bool:
+    """Whether a list holds nothing but params and numbers, all of them whole, as in `Param([1, dim])`."""
+    entries = tree.elts if isinstance(tree, ast.List) else []
+    plain = all(isinstance(entry, ast.Name | ast.Constant) for entry in entries)
+    return plain and any(isinstance(entry, ast.Name) for entry in entries) and _are_sizes(value)
+
+
+def _are_sizes(arguments: Iterable[Any]) -> bool:
     return all(type(size) is int for size in arguments)
 
 

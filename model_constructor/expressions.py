@@ -17,7 +17,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError, Place, Problem, nearest
-from .names import CONSTANTS, CREATION_OPS, DTYPES, METHODS, PLAIN_FUNCTIONS, torch_ops
+from .names import (
+    ANY_DIM,
+    CONSTANTS,
+    CREATION_OPS,
+    DTYPES,
+    METHODS,
+    NEEDS_DIM,
+    PLAIN_FUNCTIONS,
+    WRITE_DIM,
+    torch_ops,
+)
 from .source import Node
 
 MAX_DEPTH = 100  # of nested expressions
@@ -285,6 +295,8 @@ class _Evaluator:
         if name in torch_ops():
             if "device" in keywords:
                 raise self.error("a file names no device when a model is built.", tree)
+            if name in NEEDS_DIM and keywords.get("dim", arguments[1] if len(arguments) > 1 else None) is None:
+                raise self.error(ANY_DIM.format(name), tree, WRITE_DIM)
             _check_work(name, (*arguments, *keywords.values()))
             return torch_ops()[name][1](*arguments, **keywords)
         known = [*PLAIN_FUNCTIONS, *torch_ops()]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .block import Block, Statement, Value, expressions
 from .config import OVERRIDE
-from .errors import MAX_PROBLEMS, ConfigError, Problem, nearest
+from .errors import MAX_PROBLEMS, ConfigError, Place, Problem, nearest
 from .expressions import Expression, decide, evaluate, links
 from .limits import limits
 from .names import (
@@ -34,6 +34,7 @@ from .names import (
     torch_ops,
     type_names,
 )
+from .source import Node
 
 if TYPE_CHECKING:  # imported where it is used: it takes longer to import than all of this package
     import networkx as nx
@@ -43,6 +44,7 @@ MAX_INSIDE = 60  # blocks, each used by the one before
 PREFIXES = ("nn", "F", "torch", "self", "einops")  # of Python, that a file does not need
 
 
+_NEVER_TRAIN = "it would hold parameters that never train: call it, or remove it"
 _CHOSEN = "a string chooses a module where that is built: {{'relu': ReLU(), 'gelu': GELU()}}[{0}]"
 # What tensors of torch have besides, and what is written in a graph.
 _INSTEAD = {
@@ -85,7 +87,10 @@ def build_graph(block: Block, params: Mapping[str, Any]) -> Graph:
     rank = {key: position for position, key in enumerate(block.graph)}
     order = tuple(block.graph[key] for key in nx.lexicographical_topological_sort(dag, key=rank.__getitem__))
     used = {name for s in order for name in live.names(s.value)} | set(live.names(block.outputs))
-    return Graph(block, dict(params), dag, order, frozenset(used & block.modules.keys()))
+    modules = frozenset(used & block.modules.keys())
+    if problems := [problem for name in sorted(modules) for problem in _unnamed_members(block, name, params)]:
+        raise ConfigError(problems)
+    return Graph(block, dict(params), dag, order, modules)
 
 
 def is_build_time(tree: ast.expr, block: Block) -> bool:
@@ -214,6 +219,7 @@ class _Checker:
         yield from _cycles(self._certain_dag(), self.block)
         yield from self._unused()
         yield from self._params_in_vain()
+        yield from self._defaults_in_vain()
         yield from self._blocks_in_vain()
 
     def _graph_values(self) -> Iterator[tuple[str, Value]]:
@@ -405,7 +411,7 @@ class _Checker:
                 names = (part for part in ast.walk(tree) if isinstance(part, ast.Name))
                 unknown = [problem for name in names for problem in self._name(expression, name, where)]
                 hint = "a condition is made of params, training, 'x is None', comparisons of these, and/or/not"
-                message = f"{where}: this condition depends on the value of a tensor."
+                message = f"{where}: this condition depends on the value of a tensor, or on its size."
                 yield from unknown or [Problem(message, expression.place(tree), hint)]
 
     def _compares_conditions(self, tree: ast.Compare) -> bool:
@@ -455,27 +461,33 @@ class _Checker:
     def _own_names(self) -> list[str]:
         return [*self.values, *self.block.modules]
 
-    def _base_names(self, section: str) -> set[str] | None:
-        """The names in a section of what the file's `defaults` come to; None of a file without any."""
-        base = self.block.node.earlier[-1].value if self.block.node.earlier else None
-        if not isinstance(base, dict):  # the path of a block's file
-            return None
-        known = base[section].value if section in base else None
-        return {*known} if isinstance(known, dict) else set()
-
     def _params_in_vain(self) -> Iterator[Problem]:
-        """Params that a file adds to those of its `defaults`, and nothing reads: most likely misspelt ones of these."""
-        known = self._base_names("params")
-        if known is None:
-            return
-        read = _read_params(self.block)
-        for name, param in self.block.params.items():
-            if name not in read and name not in known:
-                yield Problem(f"nothing reads the param '{name}'.", param.place, nearest(name, known))
+        """Params that nothing reads, though a file adds them to those of its `defaults`, where they are most likely
+        misspelt, or an override sets them."""
+        known = _base_names(self.block, "params")
+        for name in ineffective_params(self.block):
+            node = _param_nodes(self.block)[name]
+            if node.source.name == OVERRIDE:
+                yield Problem(f"nothing reads the param '{name}'.", node.place, "to set it has no effect")
+            elif known is not None:
+                yield Problem(f"nothing reads the param '{name}'.", self.block.params[name].place, nearest(name, known))
+
+    def _defaults_in_vain(self) -> Iterator[Problem]:
+        """Params of a block that a derived file or an override sets, though every use of the block gives them."""
+        here = (OVERRIDE, self.block.node.source.name)  # a block's own file may be used alone, too
+        for block in self.block.blocks.values():
+            params = _param_nodes(block).items()
+            changed = {name: one for name, one in params if one.earlier and one.source.name in here and not one.how}
+            uses = list(_uses(block, self.block)) if changed else []
+            for name, node in changed.items():
+                giving = [place for given, place in uses if name in given]
+                if uses and len(giving) == len(uses):
+                    message = f"this sets nothing: whoever uses the block '{block.name}' gives '{name}'."
+                    yield Problem(message, node.place, f"first at {giving[0]}")
 
     def _blocks_in_vain(self) -> Iterator[Problem]:
         """As `_params_in_vain`, of blocks; and of those that an override adds."""
-        known = self._base_names("blocks")
+        known = _base_names(self.block, "blocks")
         first = {name: (*inner.node.earlier, inner.node)[0] for name, inner in self.block.blocks.items()}
         added = {
             name: node
@@ -504,17 +516,11 @@ class _Checker:
                 if target != "_":
                     message = f"nothing uses '{target}' of the node '{statement.key}'."
                     yield Problem(message, statement.place, "write _ for what is not needed")
-        read_paths = {path for _, value in self._graph_values() for path in _paths(value)}
-        hint = "it would hold parameters that never train: call it, or remove it"
         for name, place in self.block.module_places.items():
-            unused = [] if name in read else [(name,)]
-            leaves = list(_leaves((name,), self.block.modules[name]))
-            if name in read and leaves != [(name,)]:
-                unused = [
-                    one for one in leaves if not any(one[: len(p)] == p or p[: len(one)] == one for p in read_paths)
-                ]
-            for path in unused:
-                yield Problem(f"nothing uses the module '{'.'.join(path).replace('.[', '[')}'.", place, hint)
+            if name in read:
+                yield from _unnamed_members(self.block, name)
+            else:
+                yield Problem(f"nothing uses the module '{name}'.", place, _NEVER_TRAIN)
 
 
 def _parts(tree: ast.expr) -> Iterator[ast.expr]:
@@ -552,8 +558,38 @@ def _called(block: Block) -> set[str]:
     return {_callee(part) for expression in _everything(block) for part in ast.walk(expression.tree)}
 
 
-def _read_params(block: Block) -> set[str]:
-    """The params of a block that something in it reads, or hands on."""
+def _param_nodes(block: Block) -> dict[str, Node]:
+    section = block.node.value.get("params") if isinstance(block.node.value, dict) else None
+    return section.value if section is not None and isinstance(section.value, dict) else {}
+
+
+def _uses(block: Block, home: Block) -> Iterator[tuple[set[str], Place]]:
+    """Each call of a block that stands on the level `home`: the params that it gives, and its place."""
+    for level in home.levels():
+        for expression in _everything(level):
+            for call in (part for part in ast.walk(expression.tree) if isinstance(part, ast.Call)):
+                if level.find_block(_callee(call)) is block:
+                    names = [[k.arg] if k.arg else level.params.keys() & block.params.keys() for k in call.keywords]
+                    yield {name for some in names for name in some}, expression.place(call)
+
+
+def _base_names(block: Block, section: str) -> set[str] | None:
+    """The names in a section of what a file's `defaults` come to; None of a file without any."""
+    base = block.node.earlier[-1].value if block.node.earlier else None
+    if not isinstance(base, dict):  # the path of a block's file
+        return None
+    known = base[section].value if section in base else None
+    return {*known} if isinstance(known, dict) else set()
+
+
+def ineffective_params(block: Block) -> list[str]:
+    """The params that nothing reads, but for those of the file's `defaults`: variants take the same params."""
+    unread, known = unread_params(block), _base_names(block, "params") or ()
+    return [name for name in block.params if name in unread and name not in known]
+
+
+def unread_params(block: Block) -> set[str]:
+    """The params of a block that nothing in it reads, or hands on."""
     found = _everything(block)
     entries = (entry for declared in block.inputs.values() for entry in declared.shape or ())
     read = {name.id for one in (*found, *entries) if isinstance(one, Expression) for name in one.names()}
@@ -563,7 +599,7 @@ def _read_params(block: Block) -> set[str]:
         inner = block.find_block(_callee(call))
         if inner is not None and any(keyword.arg is None for keyword in call.keywords):  # **params
             read |= inner.params.keys()
-    return read & block.params.keys()
+    return block.params.keys() - read
 
 
 def _cycles(dag: nx.DiGraph, block: Block) -> Iterator[Problem]:
@@ -596,6 +632,19 @@ def _no_sizes(block: Block, params: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"a size is a whole number from 0; this is {size!r}.", entry.place(), hint)
 
 
+def _unnamed_members(block: Block, module: str, params: Mapping[str, Any] | None = None) -> Iterator[Problem]:
+    """Members of a list, chain or namespace that nothing reads, though it reads others of them by their paths."""
+    leaves = list(_leaves((module,), block.modules[module], params))
+    if leaves == [(module,)]:
+        return
+    values = [*(statement.value for statement in block.graph.values()), block.outputs or []]
+    read = {path for value in values for path in _paths(value)}
+    for leaf in leaves:
+        if not any(leaf[: len(path)] == path or path[: len(leaf)] == leaf for path in read):
+            name = ".".join(leaf).replace(".[", "[")
+            yield Problem(f"nothing uses the module '{name}'.", block.module_places[module], _NEVER_TRAIN)
+
+
 def _paths(value: Value) -> Iterator[tuple[str, ...]]:
     """What dotted paths a value reads, each as far as it is written out: `a.b[i].c` is the path a.b, and `a[0].c` is
     a.[0].c."""
@@ -622,29 +671,46 @@ def _number(tree: ast.expr) -> str:
     return f"[{tree.value}]" if isinstance(tree, ast.Constant) and type(tree.value) is int else ""
 
 
-def _leaves(path: tuple[str, ...], value: Value) -> Iterator[tuple[str, ...]]:
-    """The entries of a namespace, list or chain, by their paths; any other module is its own leaf."""
+def _leaves(path: tuple[str, ...], value: Value, params: Mapping[str, Any] | None) -> Iterator[tuple[str, ...]]:
+    """The entries of a namespace, list or chain, by their paths; any other module is its own leaf.
+
+    Without `params` a list whose length depends on them is one, too.
+    """
     if isinstance(value, Expression):
-        yield from _written_leaves(path, value.tree)
+        yield from _written_leaves(path, value, value.tree, params)
         return
     entries = value.items() if isinstance(value, dict) else ((f"[{i}]", entry) for i, entry in enumerate(value))
     for name, entry in entries:
-        yield from _leaves((*path, name), entry)
+        yield from _leaves((*path, name), entry, params)
 
 
-def _written_leaves(path: tuple[str, ...], tree: ast.expr) -> Iterator[tuple[str, ...]]:
+def _written_leaves(
+    path: tuple[str, ...], expression: Expression, tree: ast.expr, params: Mapping[str, Any] | None
+) -> Iterator[tuple[str, ...]]:
     match tree:
         case ast.List():
             below = tree.elts
         case ast.BinOp(op=ast.RShift()):
             below = links(tree)
-        case ast.BinOp(op=ast.Mult(), left=ast.Call(), right=ast.Constant(value=int(n))) if n <= limits().repeats:
-            below = [tree.left] * n
-        case _:  # among them lists of as many members as a param says, and lists of lists
+        case ast.BinOp(op=ast.Mult(), left=ast.Call()):
+            count = _count(expression, tree.right, params)
+            if count is None:
+                yield path
+                return
+            below = [tree.left] * count
+        case _:  # lists of lists are one, too
             yield path
             return
     for i, entry in enumerate(below):
-        yield from _written_leaves((*path, f"[{i}]"), entry)
+        yield from _written_leaves((*path, f"[{i}]"), expression, entry, params)
+
+
+def _count(expression: Expression, tree: ast.expr, params: Mapping[str, Any] | None) -> int | None:
+    """How many members a list has; None where that is not known, or no number of members."""
+    count = None
+    with suppress(ConfigError):  # told where the list is built
+        count = evaluate(expression, params or {}, tree)
+    return count if type(count) is int and 0 <= count <= limits().repeats else None
 
 
 def _read_names(values: Iterable[Value]) -> set[str]:

@@ -68,6 +68,29 @@ def restore(model: GraphModel, names: Collection[str]) -> None:
 
     names: of the tensors, qualified. Those of a module's constructor, and not in `init`, stay as they are.
     """
+    _compute(model, names)
+    initialise(model, only=names)
+
+
+def compute_buffers(model: nn.Module, device: torch.device) -> None:
+    """Give each Buffer of a block in `model` that no state dict holds, and that is on the meta device, its value."""
+    from .model import GraphModel  # which reads this file
+
+    for inner in model.modules():
+        if isinstance(inner, GraphModel):
+            waiting = set()
+            for name in own_tensors(inner):
+                owner, _, key = name.rpartition(".")
+                held = inner.get_submodule(owner)
+                buffer = held._buffers.get(key)
+                if key in held._non_persistent_buffers_set and buffer is not None and buffer.is_meta:
+                    held._buffers[key] = torch.empty_like(buffer, device=device)
+                    waiting.add(name)
+            _compute(inner, waiting)
+
+
+def _compute(model: GraphModel, names: Collection[str]) -> None:
+    """Give the Params and Buffers of the model's own block that are among `names` the value of their constructor."""
     from .construct import Construction, Constructor  # which reads this file
 
     constructor = Constructor(Construction(_no_block), model._block, model.params, ())
@@ -78,7 +101,6 @@ def restore(model: GraphModel, names: Collection[str]) -> None:
                 member = constructor.member(expression, name)
             assert not isinstance(member, nn.Module)
             _set(tensor, member.tensor)
-    initialise(model, only=names)
 
 
 def given_parameters(module: nn.Module) -> set[nn.Parameter]:

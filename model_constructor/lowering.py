@@ -192,10 +192,13 @@ class _Lowering:
         if first:
             return ast.Attribute(_load(first), "device", ast.Load())
         if self.is_method:
-            values: list[ast.expr] = [_load(name) for name in (*inputs, "self")]
-            return ast.Call(self._global("device_of", device_of), values, [])
-        self.device_name = self.device_name or self._fresh("device")  # its caller knows
-        return _load(self.device_name)
+            return self._found_device(*inputs, "self")
+        self.device_name = self.device_name or self._fresh("device")  # of its caller, where it is given no tensor
+        callers = _load(self.device_name)
+        return ast.BoolOp(ast.Or(), [self._found_device(*inputs), callers]) if inputs else callers
+
+    def _found_device(self, *names: str) -> ast.expr:
+        return ast.Call(self._global("device_of", device_of), [_load(name) for name in names], [])
 
     # statements
 
@@ -500,8 +503,10 @@ class _Lowering:
             return ast.Call(self._global(name, OPS.get(name)), arguments, keywords)
         if name not in torch_ops():
             raise self._error(f"'{name}' takes plain numbers: params, symbols and literals.", tree)
-        if name in NEEDS_DIM and "dim" not in given and len(arguments) < 2:
-            raise self._error(ANY_DIM.format(name), tree, WRITE_DIM)
+        if name in NEEDS_DIM:
+            dims = [*arguments[1:2], *(keyword.value for keyword in keywords if keyword.arg == "dim")]
+            if all(isinstance(dim, ast.Constant) and dim.value is None for dim in dims):
+                raise self._error(ANY_DIM.format(name), tree, WRITE_DIM)
         if name == "scaled_dot_product_attention":
             self._drop_in_training(tree, arguments, keywords)
         module = torch_ops()[name][0]

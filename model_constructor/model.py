@@ -135,10 +135,19 @@ class GraphModel(nn.Module):
             restore(self, left)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:  # pyrefly: ignore[bad-override]
-        """Checkpoints of version 1 load, too: their keys begin with `graph_modules.`."""
+    def _load_from_state_dict(self, state_dict, prefix, metadata, *rest) -> None:  # pyrefly: ignore[bad-override]
+        """Checkpoints of version 1 load, too: their keys begin with `graph_modules.`.
+
+        A model that leaves the meta device by `assign=True` has the Buffers that no state dict holds where its weights
+        are; see `init.compute_buffers`.
+        """
+        from .init import compute_buffers
+
         rename_weights(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
+        device = next((value.device for value in state_dict.values() if isinstance(value, torch.Tensor)), None)
+        if metadata.get("assign_to_params_buffers") and device is not None:
+            compute_buffers(self, device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         twin = type(self).__new__(type(self))

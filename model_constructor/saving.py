@@ -28,7 +28,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .build import build_model
 from .errors import ConfigError, Problem, nearest
-from .init import own_tensors, restore
+from .init import compute_buffers
 from .model import GraphModel
 from .names import DTYPES
 from .source import dump
@@ -205,20 +205,12 @@ def _compute_buffers(
 
     dtypes: those the buffers had when the model was saved.
     """
-    waiting = {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if buffer.is_meta}
-    for name, buffer in waiting.items():
-        _put(model, name, torch.empty_like(buffer, device=device))
-    ours: set[str] = set()
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, GraphModel):
-            prefix = f"{path}." if path else ""
-            mine = {name for name in own_tensors(module) if f"{prefix}{name}" in waiting}
-            restore(module, mine)
-            ours |= {f"{prefix}{name}" for name in mine}
-    if waiting.keys() - ours:
+    compute_buffers(model, device)
+    waiting = [name for name, buffer in model.named_buffers(remove_duplicate=False) if buffer.is_meta]
+    if waiting:
         with values_but_no_parameters(device):
             built = build()
-        for name in waiting.keys() - ours:
+        for name in waiting:
             _put(model, name, built.get_buffer(name))
     for name in dict(model.named_buffers(remove_duplicate=False)).keys() & dtypes.keys():
         if dtypes[name] in DTYPES:

@@ -29,6 +29,7 @@ def banner(run: Run, progress: Progress) -> str:
         + f", {updates.updates_per_epoch:,} updates an epoch   effective batch {effective_batch(run)}",
         f"run folder {run.config.save_dir}",
         *schedule_notes(run),
+        *evaluation_notes(run),
         *gpu_notes(run),
         *worker_notes(run),
         *unchecked_notes(run),
@@ -67,6 +68,15 @@ def schedule_notes(run: Run) -> list[str]:
                 planned = run.planned_updates or "any number"
                 notes.append(f"note: the schedule of {of} takes {total:,} updates, the run {planned}")
     return notes
+
+
+def evaluation_notes(run: Run) -> list[str]:
+    """Validation and saving are due at the end in any case; an evaluation that comes later than that never is."""
+    every, planned = run.config.experiment.train.evaluate_every, run.planned_updates
+    if every is None or planned is None or every <= planned:
+        return []
+    told = f"train.evaluate_every is {every:,}, and the run has only {planned:,} updates: nothing is evaluated"
+    return [f"warning: {told} ({run.config.place('train', 'evaluate_every')})"]
 
 
 def gpu_notes(run: Run) -> list[str]:

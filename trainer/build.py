@@ -31,6 +31,7 @@ from trainer.distributed import World
 from trainer.execution import wrong_execution
 from trainer.modeling import build_components
 from trainer.modeling.optimizers import build_optimizers
+from trainer.modeling.problems import collected, refuse
 from trainer.modeling.warm_start import warm_start
 from trainer.registry import (
     DATASET_BUILDER_REGISTRY,
@@ -41,6 +42,8 @@ from trainer.registry import (
 from trainer.templates import Batch, ComponentTrainer, Evaluation, NonFiniteGradient, StepOptions, Trainer
 from trainer.templates.trainer import samples_of
 from trainer.timing import PhaseTimer
+
+UNKNOWN_EPOCH = 1_000_000  # updates of an epoch of data that cannot be read: long enough for any schedule's parts
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,10 @@ class Run:
 
 
 def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
-    """A resumed run's weights come from its checkpoint, not from `train.load_dir`."""
+    """A resumed run's weights come from its checkpoint, not from `train.load_dir`.
+
+    Raises ConfigError with the problems of all parts. A part that needs one which could not be built is left out.
+    """
     train = config.experiment.train
     device = pick_device()
     precision = train.precision or ("bf16" if device.type == "cuda" else "fp32")
@@ -102,28 +108,30 @@ def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
     if train.deterministic:
         be_deterministic()
     seed_everything(config.experiment.seed)  # what a data set's factory draws is equal on all processes and resumes
-    data = build_data(config, device, world)
-    models = build_components(config).to(device)
-    if world.size > 1:
-        synchronise_batch_norms(models, device, world)
-    planned = planned_updates(config, data.updates.updates_per_epoch)
-    optimizers = build_optimizers(config, models, planned)
-    if not is_resumed:
-        warm_start(config, models, optimizers)
-    averages = averages_of(config, models, optimizers)
-    loss = build_registered(config, LOSS_BUILDER_REGISTRY, train.loss, ("train", "loss")).build()
-    if not isinstance(loss, nn.Module):
-        message = f"the loss '{train.loss.type}' builds a {type(loss).__name__}, and no nn.Module"
-        raise ConfigError(Problem(message, config.place("train", "loss"), "its build() returns a module"))
-    loss = loss.to(device)
-    if learned := [name for name, one in loss.named_parameters() if one.requires_grad]:
-        message = f"the loss '{train.loss.type}' has parameters that no optimizer would train: {', '.join(learned)}"
-        hint = "make them a component with an entry of its own under model.component_optims"
-        raise ConfigError(Problem(message, config.place("train", "loss"), hint))
-    trainer = build_trainer(config, models, optimizers, loss, device, world)
-    evaluation = None
-    if train.evaluation is not None:  # also where it is only asked for after the training: its faults are told now
-        evaluation = build_registered(config, EVALUATION_BUILDER_REGISTRY, train.evaluation, ("train", "evaluation"))
+    problems: list[Problem] = []
+    data = models = optimizers = averages = loss = trainer = evaluation = None
+    with collected(problems):
+        data = build_data(config, device, world)
+    planned = planned_updates(config, UNKNOWN_EPOCH if data is None else data.updates.updates_per_epoch)
+    with collected(problems):
+        models = build_components(config).to(device)
+        if world.size > 1:
+            synchronise_batch_norms(models, device, world)
+        optimizers = build_optimizers(config, models, planned)
+        if not is_resumed:
+            warm_start(config, models, optimizers)
+        averages = averages_of(config, models, optimizers)
+    with collected(problems):
+        loss = build_loss(config, device)
+    with collected(problems):
+        if models is not None and optimizers is not None and loss is not None:
+            trainer = build_trainer(config, models, optimizers, loss, device, world)
+    with collected(problems):
+        if train.evaluation is not None:  # also where it is only asked for after the training: its faults are told now
+            key = ("train", "evaluation")
+            evaluation = build_registered(config, EVALUATION_BUILDER_REGISTRY, train.evaluation, key)
+    refuse(problems)
+    assert trainer is not None, "what was left out needs a part that had a problem"
     timer = PhaseTimer(device)
     if isinstance(trainer, ComponentTrainer):
         trainer.configure_step(
@@ -284,6 +292,19 @@ def preparation(config: RunConfig, item: Mapping[str, Any], stats: Mapping[str, 
     for warning in caught:
         world.say(str(warning.message))
     return prepare
+
+
+def build_loss(config: RunConfig, device: torch.device) -> nn.Module:
+    entry, place = config.experiment.train.loss, config.place("train", "loss")
+    loss = build_registered(config, LOSS_BUILDER_REGISTRY, entry, ("train", "loss")).build()
+    if not isinstance(loss, nn.Module):
+        message = f"the loss '{entry.type}' builds a {type(loss).__name__}, and no nn.Module"
+        raise ConfigError(Problem(message, place, "its build() returns a module"))
+    if learned := [name for name, one in loss.named_parameters() if one.requires_grad]:
+        message = f"the loss '{entry.type}' has parameters that no optimizer would train: {', '.join(learned)}"
+        hint = "make them a component with an entry of its own under model.component_optims"
+        raise ConfigError(Problem(message, place, hint))
+    return loss.to(device)
 
 
 def build_trainer(

@@ -1,6 +1,6 @@
 """Evaluate: a run folder -> its policy in closed loop, judged by the run's `train.evaluation` component.
 
-python -m trainer.evaluate RUN_DIR [--episodes N] [--set name=value ...]
+python -m trainer.evaluate RUN_DIR [--evaluation TYPE] [--episodes N] [--set name=value ...]
 """
 
 import argparse
@@ -23,21 +23,29 @@ from trainer.registry import EVALUATION_BUILDER_REGISTRY
 from trainer.templates import EvaluationResult
 
 
-def evaluate_run(run_or_checkpoint: str | Path, params: Mapping[str, Any] | None = None) -> EvaluationResult:
-    """Evaluate a checkpoint alone; `params` go over those of the config. Writes evaluation.json into the run folder."""
+def evaluate_run(
+    run_or_checkpoint: str | Path, params: Mapping[str, Any] | None = None, evaluation: str | None = None
+) -> EvaluationResult:
+    """Evaluate a checkpoint alone; `params` go over those of the config.
+
+    evaluation: a registered name; one that is not the config's begins without the config's params. The result is one
+    more line of evaluations.jsonl in the run folder.
+    """
     checkpoint, config = open_run(run_or_checkpoint)
     entry = config.experiment.train.evaluation
+    if evaluation is not None and (entry is None or entry.type != evaluation):
+        entry = Registered(type=evaluation)
     if entry is None:
         message = f"the run in {checkpoint.path.parent} names no evaluation"
         known = ", ".join(EVALUATION_BUILDER_REGISTRY.keys())
-        hint = f"train with `evaluation: {{type: ..., params: {{...}}}}` under `train:`; known here: {known}"
+        hint = f"name one by --evaluation TYPE, its params by --set; known here: {known}"
         raise ConfigError(Problem(message, config.place("train"), hint))
-    _check_params(entry.type, params or {})
     entry = Registered(type=entry.type, params={**entry.params, **(params or {})})
-    evaluation = build_registered(config, EVALUATION_BUILDER_REGISTRY, entry, ("train", "evaluation"))
+    _check_params(entry)
+    judge = build_registered(config, EVALUATION_BUILDER_REGISTRY, entry, ("train", "evaluation"))
     run_dir = checkpoint.path.parent
     policy = load_policy(checkpoint.path)
-    result = evaluation.evaluate(policy, run_dir)
+    result = judge.evaluate(policy, run_dir)
     latency = latency_of(policy)
     report = {
         "checkpoint": checkpoint.path.name,
@@ -48,7 +56,8 @@ def evaluate_run(run_or_checkpoint: str | Path, params: Mapping[str, Any] | None
         "latency": latency,
         "files": [path.name for path in result.files],
     }
-    (run_dir / "evaluation.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    with (run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(report) + "\n")
     print(result.summary)
     if latency:
         print(
@@ -73,6 +82,7 @@ def latency_of(policy: Policy) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="trainer.evaluate", description="Evaluate a trained run in closed loop.")
     parser.add_argument("run", metavar="RUN_DIR", help="a run folder (its newest checkpoint) or one checkpoint")
+    parser.add_argument("--evaluation", metavar="TYPE", help="a registered evaluation in place of the config's")
     parser.add_argument("--episodes", type=int, help="short for --set episodes=N")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="name=value", dest="overrides")
     given = parser.parse_args(arguments)
@@ -80,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         params = dict(map(_override, given.overrides))
         if given.episodes is not None:
             params["episodes"] = given.episodes
-        evaluate_run(given.run, params)
+        evaluate_run(given.run, params, given.evaluation)
     except (ConfigError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -94,12 +104,16 @@ def _override(text: str) -> tuple[str, Any]:
     return name, read_text(value, "--set", shown=text).plain
 
 
-def _check_params(evaluation: str, params: Mapping[str, Any]) -> None:
-    signature = Signature(EVALUATION_BUILDER_REGISTRY, evaluation)
+def _check_params(entry: Registered) -> None:
+    signature = Signature(EVALUATION_BUILDER_REGISTRY, entry.type)
     problems = [
-        Problem(f"evaluation '{evaluation}' has no parameter '{name}'", hint=nearest(name, signature.parameters))
-        for name in params
+        Problem(f"evaluation '{entry.type}' has no parameter '{name}'", hint=nearest(name, signature.parameters))
+        for name in entry.params
         if name not in signature.parameters and not signature.takes_all
+    ]
+    problems += [
+        Problem(f"evaluation '{entry.type}' needs the parameter '{name}'", hint=f"add --set {name}=...")
+        for name in sorted(signature.required - entry.params.keys())
     ]
     if problems:
         raise ConfigError(problems)

@@ -69,16 +69,19 @@ def train_run(run: Run, progress: Progress) -> TrainResult:
                 if is_complete or progress.step % train.log_every == 0:
                     watch.log(progress)
                 due = what_is_due(run, progress, is_complete)
-                if signal and not is_complete:  # whoever stops a run waits for a save, and for nothing else
+                if signal:  # whoever stops a run waits for a save, and for nothing else
                     due, progress.owed = (), due
             is_best = False
 
             if "validation" in due:
                 with run.timer("validation"):
-                    loss = validate(run, held_out)
-                watch.note(progress, {"validation_loss": loss})
-                is_best = train.keep_best and loss < progress.best_loss
-                progress.best_loss = min(progress.best_loss, loss)  # in this order: never a loss that is no number
+                    loss, stopped_by = validate(run, held_out, received)
+                if stopped_by:
+                    signal, over, due, progress.owed = stopped_by, True, (), due
+                else:
+                    watch.note(progress, {"validation_loss": loss})
+                    is_best = train.keep_best and loss < progress.best_loss
+                    progress.best_loss = min(progress.best_loss, loss)  # in this order: never a loss that is no number
 
             if "evaluation" in due:
                 with run.timer("evaluation"), saved_where_it_fails(run, progress, watch, is_best):

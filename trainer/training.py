@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from model_constructor import ConfigError
 from trainer.banner import banner, dry_run
 from trainer.build import build_run
@@ -28,7 +30,7 @@ def train(
     config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None, resume: str = "none"
 ) -> TrainResult:
     """Train what a config file (or a mapping like one) describes; `overrides` are `{"train.max_steps": 20}`."""
-    with processes() as world:
+    with torch_settings_kept(), processes() as world:
         return run_training(config, written_overrides(overrides or {}), resume, world)
 
 
@@ -50,6 +52,20 @@ def run_training(
         world.say(banner(run, progress))
         with heap_frozen():
             return train_run(run, progress)
+
+
+@contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """What `build_run` sets for the whole process is a run's own: a notebook goes on as before."""
+    mode, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # pyrefly: ignore[missing-attribute]
+    try:
+        yield
+    finally:
+        if mode != torch.get_deterministic_debug_mode():  # asking for it takes long: it imports the compiler's settings
+            torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", fills)  # noqa: B010
+        torch.backends.cudnn.benchmark = benchmark
 
 
 @contextmanager

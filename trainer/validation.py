@@ -6,7 +6,7 @@ Both use averaged weights where there are any, and leave training's parameters a
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 from torch import nn
@@ -14,33 +14,48 @@ from torch import nn
 from trainer.build import Run, seed_everything
 from trainer.checkpoint import random_state, set_random_state
 from trainer.data.prefetch import DeviceBatches, build_loader
+from trainer.distributed import Agreement
 from trainer.policy import Policy
 from trainer.signals import Received
 from trainer.state import own_state, set_own_state
 from trainer.templates import ComponentTrainer
 
 
+def validation_order(run: Run) -> list[list[int]]:
+    """The batches of held-out frames; none where nothing is held out."""
+    size, frames = run.config.experiment.data.batch_size, range(run.data.held_out)
+    return [list(frames[start : start + size]) for start in frames[::size]]
+
+
 def validation_batches(run: Run) -> DeviceBatches:
-    """This process's share of the held-out batches, in their order; none where nothing is held out."""
-    data, frames = run.config.experiment.data, range(run.data.held_out)
+    """This process's share of them, in their order."""
+    data = run.config.experiment.data
     dataset = run.data.dataset if run.data.validation_dataset is None else run.data.validation_dataset
-    order = [list(frames[start : start + data.batch_size]) for start in frames[:: data.batch_size]]
-    own = order[run.world.rank :: run.world.size]
+    own = validation_order(run)[run.world.rank :: run.world.size]
     return DeviceBatches(build_loader(dataset, own, data, run.device, run.data.updates.seed), run.device)
 
 
-def validate(run: Run, held_out: DeviceBatches) -> float:
-    """Mean loss over the held-out episodes in eval mode, weighted as in training, with the same noise every time."""
+def validate(run: Run, held_out: DeviceBatches, received: Received) -> tuple[float, int]:
+    """Mean loss over the held-out episodes in eval mode, weighted as in training, with the same noise every time.
+
+    A signal to any process ends it on all of them, between two batches. -> loss, that signal or 0.
+    """
     assert isinstance(run.trainer, ComponentTrainer), "the config's checks refuse it for any other"
     totals = torch.zeros(2, device=run.device)  # sum of weighted losses, sum of weights
+    common = len(validation_order(run)) // run.world.size  # batches that every process has; some have one more
+    stopped_by = 0
     run.world.broadcast_(batch_statistics(run.models))
-    with undisturbed(run):
+    with undisturbed(run), closing(Agreement(run.world)) as agreement:
         for number, batch in enumerate(held_out):
+            if number < common:
+                (stopped_by,) = agreement.ask(max(received, default=0))
+            if stopped_by:
+                return math.nan, stopped_by
             seed_everything(run.config.experiment.run_seed, number * run.world.size + run.world.rank)
             loss, weight = run.trainer.validation_step(batch)
             totals += torch.stack([loss * weight, weight])
     loss, weight = run.world.sum_(totals).tolist()
-    return loss / weight if weight else math.nan
+    return loss / weight if weight else math.nan, 0
 
 
 def evaluate(run: Run, received: Received) -> tuple[dict[str, float], int]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..block import Block, Value, expressions
-from ..errors import ConfigError, Place
+from ..errors import ConfigError, Place, Problem
+from ..graph import unread_params
 from ..model import GraphModel
 from ..shapes import Row, Shapes, infer_shapes
 from .arguments import add_imports, add_overrides, add_untrusted, build_without_memory
@@ -62,9 +63,15 @@ def _check(given: argparse.Namespace) -> int:
         if given.quiet:
             continue
         before = f"{path}  " if len(given.files) > 1 else f"{shape_table(model, shapes, str(Path(path)))}\n\n"
-        notes = "".join(f"{note.place}  {note.message}\n" for note in shapes.notes)
+        notes = "".join(f"{note.place}  {note.message}\n" for note in (*shapes.notes, *_unread(model._block)))
         print(f"{before}{notes}{_total(model, shapes)}: no problems")
     return status
+
+
+def _unread(block: Block) -> Iterator[Problem]:
+    for level in block.levels():
+        for name in sorted(unread_params(level)):
+            yield Problem(f"nothing reads the param '{name}'.", level.params[name].place)
 
 
 def _total(model: GraphModel, shapes: Shapes) -> str:

@@ -215,6 +215,26 @@ def test_all_wrong_parameters_are_reported_at_once(build):
     assert len(error.value.problems) == 3
 
 
+@pytest.mark.parametrize("given", [{"root": "runs/elsewhere"}, {"root": None}], ids=["with root", "without"])
+def test_the_hub_is_asked_unless_local_files_only(project, build, monkeypatch, given):
+    asked = []
+
+    class Hub:
+        def __init__(self, repo_id, root):
+            asked.append(repo_id)
+            raise ConnectionError
+
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(project / "home"))
+    monkeypatch.setattr("lerobot.datasets.lerobot_dataset.LeRobotDataset", Hub)
+    with pytest.raises(ConfigError, match="there is no data set at ") as error:
+        build(repo_id="some/set", **given)
+    assert asked == [] and "could not be downloaded" not in str(error.value)
+    for only in (False, None):  # not written, it is false
+        with pytest.raises(ConfigError, match=r"'some/set' could not be downloaded \(ConnectionError\)"):
+            build(repo_id="some/set", local_files_only=only, **given)
+    assert asked == ["some/set"] * 2
+
+
 def test_a_set_that_cannot_be_downloaded_is_named_and_leaves_no_folder(project, build):
     with pytest.raises(ConfigError, match="'local/absent' could not be downloaded"):
         build(root="runs/absent", repo_id="local/absent", local_files_only=False)

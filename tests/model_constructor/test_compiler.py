@@ -44,6 +44,7 @@ EXPRESSIONS = [  # (expression over x, y [2, 3, 4] and p = 3, the same in plain 
     ("einsum('... d, ... d -> ...', x, y)", (X * Y).sum(-1)),
     ("einsum('bt..., bt... -> bt', x, y)", (X * Y).sum(-1)),
     ("pack([x, y], 'b * d')[0]", torch.cat([X, Y], 1)),
+    ("unpack(x, [[2], [1]], 'b * d')[1]", X[:, 2:]),
     ("vector_norm(x, dim=-1)", X.norm(dim=-1)),
     ("cholesky(x @ x.mT + 9 * eye(3))", torch.linalg.cholesky(X @ X.mT + 9 * torch.eye(3))),
     ("normalize(x, dim=-1)", X / X.norm(dim=-1, keepdim=True)),
@@ -53,6 +54,7 @@ EXPRESSIONS = [  # (expression over x, y [2, 3, 4] and p = 3, the same in plain 
     ("x.shape[0] * x.ndim + x.shape[-1] + 0 * x", 0 * X + 10),
     ("x.to(float64)", X.double()),
     ("x.to(y.device, dtype=int64)", X.long()),
+    ("x + empty_like(x).shape[0]", X + 2),
     ("full((2, 2), p)", torch.full((2, 2), 3)),
     ("where(x > 0, x, -inf)", torch.where(X > 0, X, -torch.inf)),
     ("x * pi", X * torch.pi),
@@ -213,6 +215,32 @@ def test_each_in_a_map(build: Callable):
     model = only_ones(build, "ones.map(each([x, c, x + c]), c)")
     expected = [(own @ m.l.weight.T + m.l.bias) * c for m, own in zip(model.ones, [x, c, x + c], strict=True)]
     torch.testing.assert_close(model(x, c), expected)
+
+
+DOTTED = {"spaces.some.ones": "{some: {ones: one() * 3}}", "spaces.rows[1]": "{rows: [ReLU(), one() * 3]}"}
+
+
+@pytest.mark.parametrize("path", DOTTED)
+def test_a_list_is_called_in_each_way_by_its_path(build: Callable, path: str):
+    x, c = XC
+    model = build(f"""\
+        inputs: {{x: [B, 4], c: [B, 4]}}
+        blocks:
+          one: {{inputs: {{h: [B, 4], c: [B, 4]}}, modules: {{l: "Linear(4, 4)"}}, outputs: l(h) * c}}
+        modules: {{spaces: {DOTTED[path]}}}
+        graph:
+          used: {"spaces.rows[0](x)" if "rows" in path else "x"}
+        outputs:
+          - {path}.scan(x, each([c, c, c]))
+          - {path}.map(x, c)
+          - {path}.map(each({path}.scan(x, c)), c)
+          - used
+        """)
+    ones = model.get_submodule(path.replace("[1]", ".1"))
+    scanned, mapped, both, _ = model(x, c)
+    torch.testing.assert_close(scanned, threaded(ones, x, c))
+    torch.testing.assert_close(mapped, [one(x, c) for one in ones])
+    torch.testing.assert_close(both, [one(h, c) for one, h in zip(ones, scanned, strict=True)])
 
 
 def test_each_of_another_length_fails_when_it_runs(build: Callable):
@@ -511,6 +539,23 @@ def test_a_function_that_is_given_a_tensor_creates_where_that_is(build: Callable
         outputs: like(tensor([1, 2], device='cpu'))
         """)
     assert model(torch.zeros(2, device="meta")).device.type == "cpu"
+
+
+@pytest.mark.parametrize("inputs", ["{y: any}", "{n: any, y: any}", "{y: {shape: [N], optional: true}}"])
+def test_a_function_creates_where_its_first_tensor_is_and_not_its_callers(build: Callable, inputs: str):
+    model = build(f"""\
+        inputs: {{x: [B], y: any}}
+        blocks:
+          function:
+            inputs: {inputs}
+            blocks: {{inner: {{inputs: {{size: any}}, outputs: zeros(size)}}}}
+            outputs: [zeros(3), inner(3)]
+        outputs: function({"3, y" if "n:" in inputs else "y"})
+        """)
+    here, there = torch.zeros(2), torch.zeros(2, device="meta")
+    for x, y in (here, there), (there, here), (there, None):
+        expected = "meta" if y is None else y.device.type
+        assert [created.device.type for created in model(x, y)] == [expected, expected]
 
 
 def test_normal_around_tensors_creates_nothing_of_its_own(build: Callable):

@@ -524,6 +524,19 @@ def test_the_path_of_a_block_in_an_override_is_relative_to_the_main_file(files: 
     assert build_model(path, overrides=["blocks.leaf.params.by=7"])(torch.tensor(3)) == 21  # inside the block's file
 
 
+def test_a_derived_file_changes_what_the_file_of_a_block_says(files: Files):
+    path = files(
+        parts__leaf=LEAF,
+        base=USES_LEAF.replace("leaf.yaml", "parts/leaf.yaml") + "inputs: {x: any}\noutputs: leaf(x)\n",
+        main="schema_version: 2\ndefaults: [base.yaml]\nblocks: {leaf: {params: {by: 7}}}\n",
+    )
+    assert build_model(path)(torch.tensor(3)) == 21
+    assert told(load_config(path, model=True), "blocks.leaf.params.by") == [
+        (2, "leaf.yaml:2", "file"),
+        (7, "main.yaml:3", "file"),
+    ]
+
+
 def test_the_file_of_a_block_may_start_from_another(files: Files):
     path = files(
         leaf=LEAF,

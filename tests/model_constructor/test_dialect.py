@@ -446,6 +446,87 @@ def _parameters(function: Callable) -> list[str]:
     return []
 
 
+OPS_OF_TORCH = {  # how they are called (x, y [3, 3] floats, v [3], z [2, 3, 3], k integers, b booleans, i an index), and their names
+    "(x)": "abs absolute acos acosh all amax amin aminmax angle any arccos arccosh arcsin arcsinh arctan arctanh argmax "
+    "argmin argsort asin asinh atan atanh atleast_1d atleast_2d atleast_3d block_diag broadcast_tensors ceil "
+    "chain_matmul cholesky clone conj corrcoef cos cosh count_nonzero cov deg2rad det diag diag_embed diagonal diff "
+    "digamma eigh erf erfc erfinv exp exp2 expm1 fix flatten fliplr flipud floor frac gradient histc i0 inverse isfinite "
+    "isinf isnan isneginf isposinf isreal lgamma log log10 log1p log2 logdet logical_not logit matrix_exp matrix_norm "
+    "max mean median min mode msort nan_to_num nanmean nanmedian nansum neg negative nonzero norm normal ones_like "
+    "pinverse poisson positive prod qr rad2deg rand_like randn_like ravel real reciprocal rot90 round rsqrt sgn sign "
+    "signbit sin sinc sinh slogdet sort sqrt square squeeze std std_mean sum svd t tan trace trapezoid tril triu trunc unbind "
+    "unique unique_consecutive var var_mean vector_norm where zeros_like",
+    "(x, 0)": "bernoulli cummax cummin cumprod cumsum full_like logcumsumexp logsumexp nanquantile quantile "
+    "repeat_interleave roll topk unsqueeze",
+    "(x, 0, 1)": "moveaxis movedim randint_like select swapaxes swapdims transpose",
+    "(x, 2)": "chunk kthvalue multinomial mvlgamma split",
+    "(x, y)": "add allclose arctan2 atan2 cdist clamp clamp_max clamp_min clip complex copysign cross dist div divide eq "
+    "equal float_power floor_divide fmax fmin fmod ge greater greater_equal gt heaviside hypot igamma igammac inner "
+    "isclose isin kron ldexp le less less_equal logaddexp logaddexp2 logical_and logical_or logical_xor lstsq lt matmul "
+    "maximum minimum mm mul multiply ne nextafter not_equal polar pow remainder rsub searchsorted slice_scatter solve "
+    "sub subtract tensordot true_divide xlogy",
+    "(x, y[0], 0, 1)": "select_scatter",
+    "(x, y, v)": "addcdiv addcmul",
+    "(x, y, y)": "addmm",
+    "(x, y, 0.5)": "lerp",
+    "(x, z, z)": "addbmm baddbmm",
+    "(z, z)": "bmm",
+    "(z, 1)": "dsplit",
+    "(x, v)": "mv",
+    "(v)": "cartesian_prod combinations vander",
+    "(v, indexing='ij')": "meshgrid",
+    "(v, v)": "bucketize dot ger outer vdot",
+    "(v, x, v)": "addmv",
+    "(v, v, v)": "addr",
+    "(2, x)": "polygamma",
+    "(x, 2, 0, 1.0)": "renorm",
+    "([x, y])": "cat column_stack concat concatenate dstack hstack row_stack stack vstack",
+    "(x, (3, 3))": "broadcast_to expand_copy hsplit reshape tensor_split tile vsplit",
+    "(x, (1, 0))": "flip permute",
+    "(x, 0, (3, 1))": "unflatten",
+    "(x, 0, 0, 1)": "narrow",
+    "(k)": "bitwise_not",
+    "(i)": "bincount",
+    "(k, k)": "bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor take take_along_dim",
+    "(x, 0, k)": "gather",
+    "(x, 0, k, y)": "scatter scatter_add",
+    "(x, 0, k, y, 'sum')": "scatter_reduce",
+    "(x, 0, i)": "index_select",
+    "(x, 0, i, y)": "index_add index_copy",
+    "(x, 0, i, 2.0)": "index_fill",
+    "(x, 0, i, y, 'mean')": "index_reduce",
+    "(x, b)": "masked_select",
+    "(x, b, 1.0)": "masked_fill",
+    "(x, b, y)": "masked_scatter",
+    "(z[..., :2].clone())": "view_as_complex",
+    "(complex(x, y))": "imag view_as_real",
+}
+OF_LINALG = (
+    "cholesky eigh lstsq matrix_norm qr slogdet solve svd vector_norm".split()
+)  # those of torch itself are older
+
+
+@pytest.mark.filterwarnings("ignore")  # torch means to rename some, or to drop them
+@pytest.mark.parametrize("arguments", OPS_OF_TORCH)
+def test_the_pure_functions_of_torch_are_ops_and_do_what_they_do_there(build: Callable, arguments: str):
+    names = OPS_OF_TORCH[arguments].split()
+    calls = [f"{name}{arguments}" for name in names]
+    listed = "".join(f"  - {call}\n" for call in calls)
+    model = build(f"inputs: {{x: any, y: any, z: any, v: any, k: any, b: any, i: any}}\noutputs:\n{listed}")
+    x = torch.rand(3, 3) / 2
+    given = {
+        **{"x": x @ x.mT / 2 + torch.eye(3) / 4, "y": torch.rand(3, 3), "z": torch.rand(2, 3, 3), "v": torch.rand(3)},
+        **{"k": torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0]]), "b": x > 0.2, "i": torch.tensor([2, 0, 1])},
+    }
+    functions = {name: getattr(torch.linalg if name in OF_LINALG else torch, name) for name in names}
+    torch.manual_seed(1)  # some draw
+    found = model(**given)
+    torch.manual_seed(1)
+    for call, one in zip(calls, found, strict=True):
+        expected = eval(call, {**functions, **given, "complex": torch.complex})
+        torch.testing.assert_close(one, expected, equal_nan=True, msg=lambda said, call=call: f"{call}: {said}")
+
+
 CREATED = [
     *(
         "arange(3)",

@@ -276,7 +276,7 @@ CASES: dict[str, tuple[str, tuple[Any, ...]]] = {
           tensor:
             params: {math: 2, device: 1.0}
             inputs: {torch: any}
-            outputs: exp(torch * math) * device + arange(2).sum() * sqrt(math)
+            outputs: arange(2).sum() * sqrt(math) + exp(torch * math) * device
           attention: {inputs: {x: [B, T, 4]}, modules: {q: "Attention(4, heads=2)"}, outputs: q(x)}
           Linear: {params: {index_: 4}, inputs: {x: any}, modules: {linear: Identity()}, outputs: linear(x) * index_}
           layer: {params: {torch: float}, inputs: {h: [B, T, 4]}, modules: {nn: "Bilinear(4, 4, 4)"}, outputs: "nn(h, h) * torch"}

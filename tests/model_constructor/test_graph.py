@@ -386,6 +386,13 @@ def test_conditions_may_be_compared(build: Callable, test: str, holds: bool):
     assert model.eval()(3, m=1) == (3 if holds else 0)
 
 
+@pytest.mark.parametrize("test", ["B", "B > 1", "0 < B < 3", "B == size", "x.shape[0] > 1", "flag and not B % 2"])
+def test_a_size_of_the_run_is_no_condition(problems: Callable, test: str):
+    (problem,) = problems(f"params: {{flag: true, size: 2}}\ninputs: {{x: [B]}}\noutputs: x if {test} else -x\n")
+    assert "or on its size" in problem.message
+    assert "a condition is made of params, training, 'x is None', comparisons of these" in problem.hint
+
+
 @pytest.mark.parametrize("test", ["(x > 0) == flag", "training == x", "(m is None) == m"])
 def test_what_depends_on_a_tensor_cannot_be_compared_in_a_condition(problems: Callable, test: str):
     text = (
@@ -432,3 +439,54 @@ def test_a_block_that_is_added_to_those_of_a_file_and_nothing_uses_is_told(
     assert build(text, overrides=overrides)(torch.ones(1)) == 2
     used = {"overrides": ["blocks.more=b.yaml", "outputs=layer(more(x))"]}
     assert build(base, **used)(torch.ones(1)) == 3
+
+
+USES_LAYER = (
+    "params: {{dim: 4}}\ninputs: {{x: [B, dim]}}\nblocks:\n  layer:\n    params: {{dim: 8, n: 1}}\n"
+    "    inputs: {{h: [B, dim]}}\n    modules: {{a: 'Linear(dim, dim) * n'}}\n    outputs: a(h)\n"
+    "modules: {{l: {used}, m: {used}}}\noutputs: m(l(x))\n"
+)
+
+
+@pytest.mark.parametrize("used", ["layer(dim=dim)", "layer(**params)"])
+@pytest.mark.parametrize("how", ["derived", "override"])
+def test_a_default_that_every_use_of_the_block_replaces_cannot_be_set(
+    write: Callable, problems: Callable, build: Callable, used: str, how: str
+):
+    base = USES_LAYER.format(used=used)
+    write(base, "base.yaml")
+
+    def written(name: str, value: int) -> tuple[str, list[str]]:
+        if how == "derived":
+            return f"defaults: [base.yaml]\nblocks: {{layer: {{params: {{{name}: {value}}}}}}}\n", []
+        return base, [f"blocks.layer.params.{name}={value}"]
+
+    text, overrides = written("dim", 16)
+    (problem,) = problems(text, overrides=overrides)
+    assert problem.message == "this sets nothing: whoever uses the block 'layer' gives 'dim'."
+    assert "base.yaml:9:" in problem.hint or ":10:" in problem.hint
+    assert problem.place.text[problem.place.column - 1 :].startswith("16")
+    text, overrides = written("n", 3)
+    assert len(build(text, overrides=overrides).l.a) == 3
+    one_without = base.replace(f"m: {used}", "m: layer()")
+    assert build(one_without, overrides=["blocks.layer.params.dim=4"])(torch.ones(1, 4)).shape == (1, 4)
+
+
+def test_the_file_of_a_block_may_change_defaults_of_those_it_starts_from(write: Callable, build: Callable):
+    write("params: {n: 2}\ninputs: {x: any}\noutputs: x * n\n", "base.yaml")
+    write("defaults: [base.yaml]\nparams: {n: 3}\n", "twice.yaml")  # which holds where the file is built by itself
+    assert build("inputs: {x: any}\nblocks: {f: twice.yaml}\noutputs: 'f(x, n=5)'\n")(torch.ones(1)) == 5
+
+
+def test_a_param_that_nothing_reads_cannot_be_given(write: Callable, problems: Callable, build: Callable):
+    text = "params: {dim: 4, dpeth: 2}\ninputs: {x: [B, dim]}\noutputs: x\n"
+    assert build(text)(torch.ones(1, 4)).shape == (1, 4)  # it may be there, as an argument that is not used may
+    (problem,) = problems(text, params={"dpeth": 3})
+    assert problem.message == "nothing reads the param 'dpeth'." and "has no effect" in problem.hint
+    (problem,) = problems(text, overrides=["params.dpeth=3"])
+    assert problem.message == "nothing reads the param 'dpeth'." and problem.place.file == "--set"
+    assert build(text, params={"dim": 3})(torch.ones(1, 3)).shape == (1, 3)
+    write("params: {dim: 4, depth: 2}\ninputs: {x: [B, dim]}\noutputs: x * depth\n", "base.yaml")
+    shorter = "defaults: [base.yaml]\noutputs: x\n"  # a variant that is given what the others are
+    assert build(shorter, params={"depth": 3})(torch.ones(1, 4)).shape == (1, 4)
+    assert build(shorter, overrides=["params.depth=3"])(torch.ones(1, 4)).shape == (1, 4)

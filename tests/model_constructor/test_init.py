@@ -349,6 +349,52 @@ def test_what_the_file_gives_a_value_has_it_again_when_the_model_leaves_the_meta
     torch.testing.assert_close(model(x), expected(x))
 
 
+COMPUTED = """\
+inputs: {x: [B, 3]}
+blocks:
+  outer:
+    inputs: {h: any}
+    modules: {inner: inner(), fc: "Linear(3, 3)", mask: "Buffer(ones(3, 3).tril(), persistent=False)"}
+    outputs: inner(fc(h) @ mask)
+  inner: {inputs: {h: any}, modules: {some: {steps: "Buffer(arange(3), persistent=False)"}}, outputs: h * some.steps}
+modules: {layers: outer() * 2, chain: Identity() >> inner()}
+outputs: chain(layers(x))
+"""
+
+
+@pytest.mark.parametrize("around", [lambda model: model, nn.Sequential], ids=["alone", "in a module of another kind"])
+def test_what_no_state_dict_holds_is_computed_when_weights_are_assigned(build: Callable, around: Callable):
+    expected = around(build(COMPUTED))
+    with torch.device("meta"):
+        model = around(build(COMPUTED))
+    model.load_state_dict(expected.state_dict(), assign=True)
+    found, known = dict(model.named_buffers()), dict(expected.named_buffers())
+    assert len(known) == 5 and found.keys() == known.keys()
+    for name in known:
+        assert torch.equal(found[name], known[name]) and found[name].dtype == known[name].dtype, name
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(model(x), expected(x))
+
+
+def test_a_buffer_stays_on_the_meta_device_as_long_as_the_weights_do(build: Callable):
+    expected = nn.ModuleDict({"a": build(COMPUTED), "b": build(COMPUTED)})
+    with torch.device("meta"):
+        models = nn.ModuleDict({"a": build(COMPUTED), "b": build(COMPUTED)})
+    weights = expected.state_dict()
+    models.load_state_dict({name: weight.to("meta") for name, weight in weights.items()}, assign=True)
+    assert all(buffer.is_meta for buffer in models.buffers())
+    models.load_state_dict({name: one for name, one in weights.items() if name[0] == "b"}, assign=True, strict=False)
+    assert all(buffer.is_meta for buffer in models.a.buffers())
+    assert not any(buffer.is_meta for buffer in models.b.buffers())
+
+
+def test_a_buffer_that_has_a_value_keeps_it_when_weights_are_assigned(build: Callable):
+    model = build(COMPUTED)
+    model.layers[0].mask.fill_(7.0)
+    model.load_state_dict(model.state_dict(), assign=True)
+    assert filled(model.layers[0].mask, 7)
+
+
 def test_values_are_cast_with_the_model_and_other_moves_leave_them_alone(build: Callable):
     with torch.device("meta"):
         model = build(VALUES).double()

@@ -218,7 +218,7 @@ MODEL = """\
 params: {dim: 8, hidden: "${4 * dim}", sizes: [1, "${hidden}", "${2 * sizes[1]}"], name: "net-${dim}"}
 inputs: {x: [B, dim]}
 modules: {up: "Linear(dim, hidden)", down: "Linear(sizes[1], dim)"}
-outputs: down(up(x))
+outputs: [down(up(x)), name]
 """
 
 
@@ -234,7 +234,8 @@ outputs: down(up(x))
 def test_a_param_is_computed_after_the_callers_arguments_are_in_place(build: Callable, given: dict, expected: dict):
     model = build(MODEL, params=given)
     assert model.params == expected
-    assert model(torch.ones(2, expected["dim"])).shape == (2, expected["dim"])
+    result, name = model(torch.ones(2, expected["dim"]))
+    assert (result.shape, name) == ((2, expected["dim"]), expected["name"])
     assert model.up.out_features == expected["hidden"]
 
 

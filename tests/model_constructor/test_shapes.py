@@ -552,6 +552,19 @@ outputs: [f({given}), rest]
     assert said in message and "declared at model.yaml:5" in message
 
 
+@pytest.mark.parametrize("given", ["floats", "absent", "floats if training else None"])
+def test_the_dtype_of_an_optional_input_is_checked_where_it_is_given(given: str):
+    def text(dtype: str) -> str:
+        return f"""
+inputs: {{floats: {{shape: [B, 8], dtype: float32}}, absent: {{shape: [B, 8], dtype: float32, optional: true}}}}
+blocks: {{f: {{inputs: {{mask: {{shape: [B, 8], dtype: {dtype}, optional: true}}}}, outputs: mask}}}}
+outputs: [f({given}), f(), f(None), floats, absent]
+"""
+
+    assert "the input 'mask' of 'f' is bool; this is float32" in refusals(text("bool"))
+    assert outputs(text("float32")).startswith("(")
+
+
 def test_a_symbol_has_one_size_in_a_call():
     block = "  f: {inputs: {a: [B, T], b: [B, T]}, outputs: a.sum() + b.sum()}"
     message = refusals(f"inputs: {{x: [K, 3], y: [K, 4]}}\nblocks:\n{block}\noutputs: f(x, y)\n")

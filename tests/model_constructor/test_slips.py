@@ -100,6 +100,48 @@ SLIPS = {  # what: (text; its first line is line 2, line, what the caret is unde
         "dim / 2",
         "Param([2.0])",
     ),
+    "a Param with half the size, as a product": (
+        "params: {dim: 4}\ninputs: {x: [B, 4]}\nmodules: {p: Param(dim * 0.5)}\noutputs: x * p\n",
+        4,
+        "dim * 0.5",
+        "Param([2.0])",
+    ),
+    "a Param of a list of sizes": (
+        "params: {dim: 4}\ninputs: {x: [B, 4]}\nmodules: {p: 'Param([1, dim])'}\noutputs: x * p\n",
+        4,
+        "[1, dim]",
+        "sizes stand without brackets: Param(1, dim)",
+    ),
+    "a symbol that only a calculation names": (
+        "params: {dim: 2}\ninputs: {x: [B, 2 * dmi]}\noutputs: x * dim\n",
+        3,
+        "dmi",
+        "nothing binds the symbol 'dmi'.",
+    ),
+    "a size without a name": (
+        "inputs: {x: [B, _]}\noutputs: x\n",
+        2,
+        "_",
+        "'_' is no name of a size",
+    ),
+    "softmax over no dimension": (
+        "params: {axis: null}\ninputs: {x: [B, 4]}\noutputs: 'softmax(x, dim=axis)'\n",
+        4,
+        "softmax(x, dim=axis)",
+        "without 'dim'",
+    ),
+    "softmax over no dimension, of a Buffer": (
+        "inputs: {x: [B, 4]}\nmodules: {b: 'Buffer(softmax(ones(2, 4)))'}\noutputs: x + b[0]\n",
+        3,
+        "softmax(ones(2, 4))",
+        "without 'dim'",
+    ),
+    "a member of a list as long as a param says that nothing calls": (
+        "params: {n: 3}\ninputs: {x: [B, 4]}\nmodules: {heads: 'Linear(4, 2) * n'}\noutputs: heads[0](x) + heads[1](x)\n",
+        4,
+        "heads",
+        "nothing uses the module 'heads[2]'",
+    ),
     "a value and an initialiser": (
         "inputs: {x: [B, 2]}\nmodules: {b: 'Buffer([1.0, 2.0], init=ones)'}\noutputs: x + b\n",
         3,
@@ -255,6 +297,16 @@ RUNS = {  # what: (text, what it gives for X)
     "a value that needs data": (
         "inputs: {x: [B, 4]}\nmodules: {pairs: 'Buffer(ones(4, 4).tril().nonzero())'}\noutputs: x[:, pairs[:, 0]]\n",
         lambda x: x[:, torch.ones(4, 4).tril().nonzero()[:, 0]],
+    ),
+    "lists as long as a param says that are used by all their indices, or by any": (
+        "params: {n: 2, k: 0}\ninputs: {x: [B, 4]}\nmodules: {a: Identity() * n, b: Identity() * n}\n"
+        "outputs: a[0](x) + a[1](x) + b[k](x)\n",
+        lambda x: 3 * x,
+    ),
+    "values that are no sizes": (
+        "params: {warmth: 0.5, n: 4}\ninputs: {x: [B, 4]}\nmodules: {a: Param(warmth * 2), b: Buffer(n ** 0.5)"
+        ", c: 'Buffer([1, 2, 3, 4])'}\noutputs: x * a * b * c\n",
+        lambda x: 2 * x * torch.arange(1, 5),
     ),
     "float as a dtype": ("inputs: {x: [B, 4]}\noutputs: (x > 2).to(float)\n", lambda x: (x > 2).double()),
     "a module called map": (

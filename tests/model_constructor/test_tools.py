@@ -384,11 +384,11 @@ def test_why_shows_each_place_and_the_one_that_won(shell, write: Callable[..., P
 
 def test_why_shows_what_was_computed_and_what_was_removed(shell, write: Callable[..., Path]):
     path = write("params: {dim: 4, wide: '${2 * dim}'}\ninputs: {x: [B]}\ngraph: {h: 'where(x, 1, 2)'}\noutputs: x\n")
-    assert lines(shell("why", str(path), "params.wide", "--set", "params.dim=5")[1]) == [
+    assert lines(shell("why", str(path), "params.wide", "--set", "params.dim=5", columns=200)[1]) == [
         f"{path}:2:24 ${{2 * dim}}",
         f"{path}:2:24 10 (computed) <- this one",
     ]
-    assert lines(shell("why", str(path), "graph.h", "--set", "graph.h=null")[1]) == [
+    assert lines(shell("why", str(path), "graph.h", "--set", "graph.h=null", columns=200)[1]) == [
         f"{path}:4:12 where(x, 1, 2)",
         "--set graph.h=null removed <- this one",
     ]
@@ -397,8 +397,8 @@ def test_why_shows_what_was_computed_and_what_was_removed(shell, write: Callable
 def test_why_reads_train_configs_too(shell, tmp_path: Path):
     path = tmp_path / "train.yaml"
     path.write_text("data: {batch: 8, steps: '${2 * data.batch}', none: null}\n")
-    assert lines(shell("why", str(path), "data.steps")[1])[-1] == f"{path}:1:25 16 (computed) <- this one"
-    assert lines(shell("why", str(path), "data.none")[1]) == [f"{path}:1:52 null <- this one"]
+    assert lines(shell("why", str(path), "data.steps", columns=200)[1])[-1] == f"{path}:1:25 16 (computed) <- this one"
+    assert lines(shell("why", str(path), "data.none", columns=200)[1]) == [f"{path}:1:52 null <- this one"]
 
 
 def test_why_names_the_nearest_path(shell, decoder: str):

@@ -22,7 +22,7 @@ def built(config: Path, *overrides: str) -> Run:
 
 
 def notes(run: Run) -> list[str]:
-    return [line for line in banner(run, Progress()).splitlines() if line.startswith("note")]
+    return [line for line in banner(run, Progress()).splitlines() if line.startswith(("note", "warning"))]
 
 
 def test_a_plain_run_has_nothing_to_note(config: Path) -> None:
@@ -58,6 +58,15 @@ def test_a_schedule_of_another_length_is_noted(config: Path) -> None:
     assert note == "note: the schedule of encoder takes 1,000 updates, the run 12"
     (note,) = notes(built(config, "model.component_optims.encoder.groups={net.0.bias: {total_steps: 10}}"))
     assert note == "note: the schedule of encoder, net.0.bias, takes 10 updates, the run 12"
+
+
+def test_an_evaluation_that_the_run_ends_before_is_told_where_the_config_asks_for_it(config: Path) -> None:
+    assert notes(built(config, "train.evaluate_every=12")) == []
+    (note,) = notes(built(config, "train.evaluate_every=5000"))
+    told = "warning: train.evaluate_every is 5,000, and the run has only 12 updates: nothing is evaluated (--set"
+    assert note.startswith(told)
+    overrides = ("train.max_steps=null", "train.max_minutes=1", "model.component_optims.encoder.params.total_steps=9")
+    assert not any("evaluate_every" in note for note in notes(built(config, "train.evaluate_every=5000", *overrides)))
 
 
 def test_params_whose_names_nobody_can_check_are_named(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

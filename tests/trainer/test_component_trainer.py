@@ -79,6 +79,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("mask", [None, *MASKS.values()], ids=["no mask", *MASKS])
+@pytest.mark.fault("F20", "accumulation equals one large batch")
 def test_accumulation_equals_one_big_batch(mask: list[int] | None) -> None:
     """Also of a masked loss, whose micro-batches are means over different counts."""
     data = batch(8)
@@ -152,6 +153,36 @@ def test_clipping_is_one_norm_over_all_components() -> None:
     assert torch.sqrt(sum(step.square().sum() for step in steps)).item() == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kinds", [("plain", "plain"), ("fused", "fused"), ("fused", "plain")])
+def test_a_fused_kernel_clips_as_a_pass_before_it_would(kinds: tuple[str, str], dtype: torch.dtype) -> None:
+    """The first update is clipped to a thousandth, the second is short enough."""
+    trainer, oracle = make(), make()
+    data = batch()
+    for one in (trainer, oracle):
+        one.models.to(dtype)
+        one.optimizers = {
+            name: torch.optim.AdamW(one.models[name].parameters(), lr=0.1, eps=1.0, fused=kind == "fused")
+            for name, kind in zip(one.models, kinds, strict=True)
+        }
+    data = {key: value.to(dtype) for key, value in data.items()}
+    for clip in (1e-3, 1e3):
+        trainer.configure_step(StepOptions(clip_grad_norm=clip))
+        trainer.train_step(data)
+        error = oracle.models["head"](oracle.models["body"](data["x"])) - data["y"]
+        oracle.models.zero_grad()
+        error.square().mean().backward()
+        nn.utils.clip_grad_norm_(oracle.models.parameters(), clip)
+        for optimizer in oracle.optimizers.values():
+            optimizer.step()
+        bounds = {"rtol": 2e-2, "atol": 1e-3} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-7}
+        for ours, theirs in zip(trainer.models.parameters(), oracle.models.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, **bounds)
+            torch.testing.assert_close(ours.grad, theirs.grad, **bounds)
+    assert not any(hasattr(optimizer, "grad_scale") for optimizer in trainer.optimizers.values())
+
+
+@pytest.mark.fault("F23", "a frozen component: no gradient, eval mode, weights and statistics as they were")
 def test_a_frozen_component_has_no_gradient_stays_in_eval_mode_and_does_not_change() -> None:
     trainer = make(frozen="body")
     before = copy.deepcopy(trainer.models["body"].state_dict())

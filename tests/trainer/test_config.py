@@ -260,6 +260,17 @@ def test_an_override_is_held_to_the_same_rules(config: Path) -> None:
         load_run_config(config, ["train.max_step=7"])
 
 
+def test_a_none_is_told_instead_of_being_a_text(config: Path, project: Path) -> None:
+    broken(config, "batch_size: 16", "batch_size: None")
+    with pytest.raises(ConfigError) as raised:
+        load_run_config(config, ["train.save_dir=None", "train.project_name='None'"])
+    assert [problem.message for problem in raised.value.problems] == 2 * ["'None' is text here"]
+    assert {problem.hint for problem in raised.value.problems} == {"write null, or quote it"}
+    run = load_run_config(config, ["data.batch_size=16", "train.save_dir=null", "train.project_name='None'"])
+    assert run.name == "None"
+    assert run.save_dir == project / "runs" / config.stem
+
+
 def test_a_mapping_is_held_to_the_same_rules_as_a_file(
     written: dict[str, Any], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,6 +432,42 @@ def test_what_only_the_data_can_tell_is_told_before_anything_is_written(
         train(config)
     assert all(problem.place is not None for problem in raised.value.problems)
     assert not (project / "runs").exists()
+
+
+NOWHERE = "{type: lerobot_dataset_factory, params: {root: nowhere, action_horizon: 4}}"
+
+
+def test_parts_that_do_not_need_each_other_tell_their_problems_together(config: Path, project: Path) -> None:
+    lines = [
+        broken(config, "toy_sgd, params: {lr: 0.05}", "adamw_warmup_cosine_decay, params: {peak_lr: -1.0}"),
+        broken(config, "{type: toy_data, params: {episodes: 10}}", NOWHERE),
+        broken(config, "{type: toy_loss}", "{type: act_loss, params: {kl_weight: -1.0}}"),
+        broken(config, "params: {episodes: 2}", "params: {episodes: 0}"),
+    ]
+    with pytest.raises(ConfigError) as raised:
+        train(config)
+    assert [problem.place.line for problem in raised.value.problems] == lines
+    messages = ("peak_lr is -1.0", "nowhere", "kl_weight is -1.0", "episodes is 0")
+    assert all(one in problem.message for one, problem in zip(messages, raised.value.problems, strict=True))
+    assert not (project / "runs").exists()
+
+
+def test_a_trainer_tells_its_problems_beside_those_of_the_data(config: Path) -> None:
+    data = broken(config, "{type: toy_data, params: {episodes: 10}}", NOWHERE)
+    trainer = broken(config, "{type: toy_trainer}", "{type: toy_trainer, params: {execute_steps: 0}}")
+    with pytest.raises(ConfigError) as raised:
+        train(config)
+    assert [problem.place.line for problem in raised.value.problems] == [data, trainer]
+
+
+def test_without_the_data_no_schedule_is_told_that_the_run_is_too_short_for_it(config: Path) -> None:
+    warm_up = "adamw_warmup_cosine_decay, params: {peak_lr: 0.05, warmup_steps: 500}"
+    broken(config, "toy_sgd, params: {lr: 0.05}", warm_up)
+    broken(config, "max_steps: 12", "epoch: 1")
+    data = broken(config, "{type: toy_data, params: {episodes: 10}}", NOWHERE)
+    with pytest.raises(ConfigError) as raised:
+        train(config)
+    assert [problem.place.line for problem in raised.value.problems] == [data]
 
 
 def test_defaults(config: Path) -> None:

@@ -100,6 +100,7 @@ def test_every_key_is_in_the_table_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
+@pytest.mark.fault("F15", "every key has an effect")
 def test_the_key_has_its_effect(key: str, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     EFFECTS[key](Toy(config, monkeypatch))
 
@@ -110,6 +111,7 @@ OPTIONAL = [key for key, field in KEYS.items() if not field.is_required() and ke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", OPTIONAL)
+@pytest.mark.fault("F15", "a key that is ignored is noticed")
 def test_the_effect_is_missed_where_the_key_is_ignored(key: str, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the table shows of a key is not there when every run has the key's default."""
     monkeypatch.setattr(loader, "validated", lambda source: ignoring(validated(source), key.removesuffix(".<c>")))

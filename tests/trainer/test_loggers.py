@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toy_plugin
 
 from model_constructor import load_config
+from trainer import train
 from trainer.config.logger_checks import check_loggers
 from trainer.loggers import LOGGERS, Forgiving, answers, build_loggers, project_name
 
@@ -61,6 +63,7 @@ def test_tensorboard_shows_every_number_of_every_line(tmp_path: Path) -> None:
     logger.close()
 
 
+@pytest.mark.fault("F19", "a resumed run's loggers: no step twice, none that goes back")
 def test_a_resumed_run_goes_on_in_tensorboard_behind_its_checkpoint(tmp_path: Path) -> None:
     killed = opened("tensorboard", tmp_path)
     for step in (10, 20, 30):
@@ -77,18 +80,26 @@ def test_a_resumed_run_goes_on_in_tensorboard_behind_its_checkpoint(tmp_path: Pa
 
 def wandb_records(run_dir: Path) -> list[Any]:
     """What `wandb sync` would send, of every part of the run."""
+    parts = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    return [record for path in parts for record in wandb_part(path)]
+
+
+def wandb_part(path: Path) -> list[Any]:
+    """The records of one part, which wandb's own process goes on writing for a moment when the run has ended."""
     from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
-    records = []
-    for path in sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
+    deadline = time.monotonic() + 20
+    while True:
         store = DataStore()
         store.open_for_scan(str(path))
-        while data := store.scan_data():
-            records.append(Record.FromString(data))
-    return records
+        records = [Record.FromString(data) for data in iter(store.scan_data, None)]
+        if (records and records[-1].HasField("exit")) or time.monotonic() > deadline:
+            return records
+        time.sleep(0.05)
 
 
+@pytest.mark.fault("F19", "wandb offline holds every line")
 def test_wandb_offline_holds_every_line_and_a_resumed_run_is_the_same_one(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     for step, lines in ((0, LINES[:2]), (20, LINES[2:])):
@@ -107,6 +118,27 @@ def test_wandb_offline_holds_every_line_and_a_resumed_run_is_the_same_one(tmp_pa
     assert all(float(row["lr/head"]) == 0.1 for row in found.values())
 
 
+@pytest.mark.parametrize(
+    ("task", "overrides", "named"),
+    [
+        ("pick: a/b", {}, ("pick- a-b", "config")),
+        ("pick: a/b", {"train.project_name": "mine"}, ("pick- a-b", "mine")),
+        ("", {}, ("config", "config")),
+        ("", {"train.project_name": "a/b"}, ("a-b", "a/b")),
+    ],
+)
+def test_wandbs_project_is_the_data_sets_task_and_its_run_has_the_runs_name(
+    config: Path, monkeypatch: pytest.MonkeyPatch, task: str, overrides: dict[str, str], named: tuple[str, str]
+) -> None:
+    """A data set that names no task leaves the project to the run's name."""
+    build = toy_plugin.ToyData.build
+    monkeypatch.setattr(toy_plugin.ToyData, "build", lambda *given: {**build(*given), "task_name": task})
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run_dir = train(config, {"train.loggers": ["wandb"], "train.max_steps": 1, **overrides}).run_dir
+    (run,) = [record.run for record in wandb_records(run_dir) if record.HasField("run")]
+    assert (run.project, run.display_name) == named
+
+
 class FakeWandb(SimpleNamespace):
     """A service that has seen `step` updates; notes how it is called."""
 
@@ -123,6 +155,7 @@ class FakeWandb(SimpleNamespace):
         return SimpleNamespace(step=self.step, log=lambda line, step: self.logged.append(step), finish=lambda: None)
 
 
+@pytest.mark.fault("F19", "a resumed run's loggers: no step twice, none that goes back")
 def test_a_resumed_run_repeats_nothing_that_wandb_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.loggers.answers", lambda url: True)
     monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb(step=25))
@@ -136,11 +169,20 @@ def test_a_resumed_run_repeats_nothing_that_wandb_has(tmp_path: Path, monkeypatc
     assert opened("wandb", tmp_path / "..", 0) and fake.calls[2]["id"] != fake.calls[0]["id"]
 
 
+@pytest.mark.fault("F19", "a logger's server does not answer")
 def test_a_server_that_does_not_answer_is_told_and_the_run_is_kept_offline(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
     opened("wandb", tmp_path)
     assert fake.calls[0]["mode"] == "offline"
     assert f"http://127.0.0.1:9 does not answer: wandb writes to {tmp_path}/wandb" in capsys.readouterr().out
+
+
+def test_a_project_of_wandbs_own_settings_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for project in ("lab", None):
+        monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+        fake.setup().settings.project = project
+        opened("wandb", tmp_path)
+        assert fake.calls[0]["project"] == (project or "pick place")
 
 
 @pytest.fixture
@@ -174,6 +216,7 @@ def test_a_task_becomes_a_name_that_wandb_takes(task: str, name: str) -> None:
 # What is missing is told at start
 
 
+@pytest.mark.fault("F19", "a logger is not installed")
 def test_a_logger_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     path = tmp_path / "config.yaml"
@@ -234,6 +277,7 @@ def test_what_is_not_asked_for_is_not_imported(monkeypatch: pytest.MonkeyPatch) 
 # What fails later
 
 
+@pytest.mark.fault("F19", "a logger fails, at once or later")
 def test_a_logger_that_fails_costs_one_warning_and_not_the_run(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb(fails=True))
     logger = opened("wandb", tmp_path)
@@ -247,6 +291,7 @@ def test_a_logger_that_fails_costs_one_warning_and_not_the_run(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("broken", ["log", "close"])
+@pytest.mark.fault("F19", "a logger fails, at once or later")
 def test_a_logger_may_break_at_any_moment(broken: str, capsys: pytest.CaptureFixture) -> None:
     def fail(*_: object) -> None:
         raise OSError("no space left")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +29,7 @@ from trainer.checkpoint import checkpoint_folders, newest_checkpoint, open_check
 from trainer.config import load_run_config
 from trainer.distributed import World
 from trainer.evaluate import evaluate_run
-from trainer.loop import training_batches
+from trainer.loop import TrainResult, training_batches
 from trainer.metrics import MetricsFile, read_metrics
 from trainer.templates import ComponentTrainer, NonFiniteGradient
 from trainer.timing import is_measured
@@ -208,7 +209,7 @@ def test_best_links_to_the_checkpoint_of_the_lowest_validation_loss_and_outlives
 
 def test_a_validation_loss_that_is_no_number_is_never_the_best_and_hides_none(config: Path, monkeypatch) -> None:
     losses = iter([3.0, np.nan, 2.0, 2.5])
-    monkeypatch.setattr("trainer.loop.validate", lambda run, held_out: next(losses))
+    monkeypatch.setattr("trainer.loop.validate", lambda run, held_out, received: (next(losses), 0))
     held_out = {"data.validation": {"episodes": [9]}, "train.validate_every": 3, "train.keep_best": True}
     result = train(config, held_out)
     assert open_checkpoint((result.run_dir / "best").resolve()).step == 9
@@ -300,27 +301,57 @@ def test_nothing_is_saved_before_the_last_updates_flag_was_read(config: Path, mo
 def test_a_signal_before_an_evaluation_lets_it_not_begin(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr("toy_plugin.ToyEvaluation.evaluate", lambda *given: asked.append(1))
-    monkeypatch.setattr("trainer.loop.validate", lambda run, held_out: os.kill(os.getpid(), signal.SIGTERM) or 1.0)
+    monkeypatch.setattr("trainer.loop.validate", lambda *given: os.kill(os.getpid(), signal.SIGTERM) or (1.0, 0))
     stopped = train(config, JUDGED)
     assert (stopped.step, stopped.signal, asked) == (5, signal.SIGTERM, [])
 
 
-def test_a_run_that_is_stopped_saves_before_it_validates(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def signal_in_call(number: int, method: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """SIGTERM before that call of a trainer's method does its work -> the calls so far."""
+    original, calls = getattr(ComponentTrainer, method), []
+
+    def signalled(*given, **named):
+        calls.append(len(calls) + 1)
+        if calls[-1] == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given, **named)
+
+    monkeypatch.setattr(ComponentTrainer, method, signalled)
+    return calls
+
+
+@pytest.mark.parametrize("step", [5, 12])
+def test_a_run_that_is_stopped_saves_before_it_validates(
+    config: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
     undisturbed, overrides = train(config, JUDGED), {**JUDGED, "train.save_dir": "runs/stopped"}
-    step, calls = ComponentTrainer.train_step, []
-
-    def stopped(*given, **named):
-        calls.append(os.kill(os.getpid(), signal.SIGTERM) if len(calls) == 4 else None)
-        return step(*given, **named)
-
-    monkeypatch.setattr(ComponentTrainer, "train_step", stopped)
+    signal_in_call(step, "train_step", monkeypatch)
     first = train(config, overrides)
-    assert (first.step, first.signal) == (5, signal.SIGTERM)
-    assert not any("validation_loss" in one or "evaluation/error" in one for one in lines_of(first.run_dir))
+    assert (first.step, first.signal) == (step, signal.SIGTERM)
+    assert_makes_up_for_it(config, overrides, first, undisturbed)
+
+
+@pytest.mark.parametrize(("step", "batch"), [(5, 2), (12, 9)])
+def test_a_run_that_is_stopped_within_a_validation_leaves_the_rest_of_it_to_the_resume(
+    config: Path, monkeypatch: pytest.MonkeyPatch, step: int, batch: int
+) -> None:
+    """Three batches each, behind updates 5, 10 and 12; the first one was the rehearsal's."""
+    judged = {**JUDGED, "data.batch_size": 3}
+    undisturbed, overrides = train(config, judged), {**judged, "train.save_dir": "runs/stopped"}
+    validated = signal_in_call(batch, "validation_step", monkeypatch)
+    first = train(config, overrides)
+    assert (first.step, first.signal, len(validated)) == (step, signal.SIGTERM, batch)
+    assert_makes_up_for_it(config, overrides, first, undisturbed)
+
+
+def assert_makes_up_for_it(config: Path, overrides: dict, stopped: TrainResult, undisturbed: TrainResult) -> None:
+    judged = [one for one in lines_of(stopped.run_dir) if "validation_loss" in one or "evaluation/error" in one]
+    assert stopped.step not in [one["step"] for one in judged]
     resumed = train(config, overrides, resume="auto")
-    assert lines_of(first.run_dir) == lines_of(undisturbed.run_dir)
+    assert resumed.signal is None
+    assert lines_of(stopped.run_dir) == lines_of(undisturbed.run_dir)
     assert_equal_checkpoints(undisturbed.checkpoint, resumed.checkpoint)
-    assert (first.run_dir / "best").resolve().name == (undisturbed.run_dir / "best").resolve().name
+    assert (stopped.run_dir / "best").resolve().name == (undisturbed.run_dir / "best").resolve().name
 
 
 def test_what_a_run_owes_is_written_once_however_often_it_is_killed_over_it(tmp_path: Path) -> None:
@@ -341,7 +372,7 @@ def test_metrics_of_an_evaluation_may_be_numbers_of_any_library(config: Path, mo
     (line,) = [one for one in read_metrics(result.run_dir / "metrics.jsonl") if "evaluation/rate" in one]
     assert (line["evaluation/rate"], line["evaluation/count"], line["evaluation/all"]) == (0.5, 3, True)
     evaluate_run(result.run_dir)
-    assert json.loads((result.run_dir / "evaluation.json").read_text())["metrics"]["count"] == 3
+    assert json.loads((result.run_dir / "evaluations.jsonl").read_text())["metrics"]["count"] == 3
     found["rate"] = "high"
     with pytest.raises(TypeError, match="'rate' as 'high', and a metric is one number"):
         evaluate_run(result.run_dir)
@@ -491,12 +522,33 @@ def test_a_plain_trainer_is_under_autocast_when_bf16_is_asked_for(
     assert seen == [False, True]
 
 
-def test_deterministic_is_torchs_deterministic_mode(config: Path) -> None:
-    try:
+def torch_settings() -> tuple[int, bool, bool]:
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    return torch.get_deterministic_debug_mode(), fills, torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_deterministic_is_torchs_deterministic_mode_and_ends_with_the_run(
+    config: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    import toy_plugin
+
+    seen: list[tuple[int, bool, bool]] = []
+    compute_loss = toy_plugin.ToyTrainer.compute_loss
+
+    def noted(self, batch: dict):
+        seen.append(torch_settings())
+        if fails:
+            raise OSError("the arm is gone")
+        return compute_loss(self, batch)
+
+    monkeypatch.setattr(toy_plugin.ToyTrainer, "compute_loss", noted)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with pytest.raises(ConfigError, match="the arm is gone") if fails else nullcontext():
         train(config, {"train.deterministic": True, "train.max_steps": 1})
-        assert torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.use_deterministic_algorithms(False)
+    assert set(seen) == {(2, False, False)}
+    assert torch_settings() == (0, True, True)
 
 
 def test_the_collector_leaves_out_what_was_there_before_the_first_update(config: Path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_plugin import ToyDataset, ToyTrainer
+from toy_plugin import ToyDataset, ToyEvaluation, ToyTrainer
 
 from model_constructor import ConfigError, names, register
 from trainer import Policy, load_policy, train
@@ -18,7 +18,7 @@ from trainer.data.augmentation import Augmentation
 from trainer.data.normalization import Normalizer, load_stats, normalization_modes
 from trainer.data.preparation import Preparation
 from trainer.evaluate import main as evaluate
-from trainer.registry import TRAINER_REGISTRY
+from trainer.registry import EVALUATION_BUILDER_REGISTRY, TRAINER_REGISTRY
 from trainer.templates import StepOutput
 
 OBSERVATION = {"observation.state": np.array([4.0, 12.0, 5.1])}
@@ -288,7 +288,7 @@ def test_evaluate_prints_the_summary_first_and_writes_a_report(run_dir: Path, ca
     assert lines[0] == "error over 2 episodes"
     shown = "\n".join(lines[1:])
     assert all(str(run_dir / name) in shown for name in ("step_12", "loss.png", "toy.txt"))
-    report = json.loads((run_dir / "evaluation.json").read_text())
+    report = json.loads((run_dir / "evaluations.jsonl").read_text())
     policy, errors = load_policy(run_dir), []
     dataset = ToyDataset([0, 1])
     for state, action in zip(dataset.state, dataset.action, strict=True):
@@ -320,12 +320,47 @@ def test_evaluation_params_can_be_overridden(
     assert "error over 5 episodes" in capsys.readouterr().out
 
 
+def test_each_evaluation_is_kept_beside_those_before_it_with_what_it_was_of(run_dir: Path) -> None:
+    evaluate([str(run_dir)])
+    first = (run_dir / "evaluations.jsonl").read_text()
+    evaluate([str(run_dir), "--episodes", "1"])
+    text = (run_dir / "evaluations.jsonl").read_text()
+    assert text.startswith(first)
+    reports = [json.loads(line) for line in text.splitlines()]
+    assert [report["evaluation"]["params"]["episodes"] for report in reports] == [2, 1]
+    assert all((report["checkpoint"], report["step"]) == ("step_12", 12) for report in reports)
+
+
+def test_a_run_is_judged_by_an_evaluation_that_its_config_does_not_name(
+    run_dir: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    class Other(ToyEvaluation):
+        def __init__(self, factor: int, episodes: int = 1) -> None:
+            super().__init__(factor * episodes)
+
+    monkeypatch.setattr(EVALUATION_BUILDER_REGISTRY, "_entries", dict(EVALUATION_BUILDER_REGISTRY._entries))
+    EVALUATION_BUILDER_REGISTRY.register("other_evaluation")(Other)
+    without = train(config, {"train.evaluation": None, "train.save_dir": "runs/without"}).run_dir
+    capsys.readouterr()
+    assert evaluate([str(without), "--evaluation", "toy_evaluation"]) == 0
+    assert capsys.readouterr().out.startswith("error over 3 episodes")  # its own default
+    assert evaluate([str(run_dir), "--evaluation", "toy_evaluation"]) == 0
+    assert capsys.readouterr().out.startswith("error over 2 episodes")  # the config's
+    assert evaluate([str(run_dir), "--evaluation", "other_evaluation", "--set", "factor=4"]) == 0
+    assert capsys.readouterr().out.startswith("error over 4 episodes")  # of the other's params, none is the config's
+    assert evaluate([str(run_dir), "--evaluation", "other_evaluation"]) == 2
+    assert "evaluation 'other_evaluation' needs the parameter 'factor'" in capsys.readouterr().err
+    assert evaluate([str(run_dir), "--evaluation", "toy_evaluatoin"]) == 2
+    assert "did you mean 'toy_evaluation'?" in capsys.readouterr().err
+
+
 def test_a_wrong_evaluation_is_explained(run_dir: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
     assert evaluate([str(run_dir), "--set", "episode=5"]) == 2
     assert "did you mean 'episodes'?" in capsys.readouterr().err
     without = train(config, {"train.evaluation": None, "train.save_dir": "runs/without"}).run_dir
     assert evaluate([str(without)]) == 2
-    assert "names no evaluation" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "names no evaluation" in told and "--evaluation TYPE" in told
     assert evaluate([str(config.parent)]) == 2
     assert "holds no valid checkpoint" in capsys.readouterr().err
 

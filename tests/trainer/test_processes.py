@@ -4,6 +4,7 @@
 or gets a signal, needs a start of its own.
 """
 
+import copy
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from toy_compare import assert_equal_checkpoints, tensors_of
 
 import trainer
@@ -29,11 +31,15 @@ sys.path.append(str(Path(__file__).parent / "processes"))
 from launches import ENVIRONMENT, SOON_S, TORCHRUN, ended, launch, rank_process, until
 from process_cases import EQUAL, EXTRA_USED, HELD_OUT, METHOD, Recording, write_project
 
+from trainer.build import build_run, synchronise_batch_norms
 from trainer.checkpoint import newest_checkpoint
+from trainer.config import load_run_config
+from trainer.distributed import World
 from trainer.metrics import read_metrics
+from trainer.modeling.freeze import freeze
 from trainer.timing import is_measured
 
-ENDED = ("skipped", "nan", "clock", "batch norm", "whole", "parts", "parts, resumed", "2 then 1", "1 then 2")
+ENDED = ("skipped", "nan", "clock", "batch norm", "whole", "parts", "parts, resumed", "judged", "2 then 1", "1 then 2")
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.fault("F20", "2 processes equal one with the doubled batch")
 def test_two_processes_equal_one_with_the_doubled_batch(job: Job, name: str) -> None:
     overrides = EQUAL[name] if name.startswith("plain protocol") else {**HELD_OUT, **EQUAL[name]}
     one, two = job.alone(name, overrides), job.run_dir(name)
@@ -132,6 +139,7 @@ def test_every_case_leaves_the_same_parameters_on_both_processes(job: Job) -> No
         assert first["hash"] == second["hash"], name
 
 
+@pytest.mark.fault("F23", "2 processes: what is frozen travels in no bucket")
 def test_what_is_frozen_travels_in_no_bucket(job: Job) -> None:
     everything = {"encoder.net.0.weight", "encoder.net.0.bias", "head.out.weight", "head.out.bias"}
     assert set(job.told("plain")[0]["reduced"]) == everything
@@ -157,6 +165,7 @@ def test_a_frozen_component_stays_as_it_was(job: Job) -> None:
 # Seeds, signals, clocks, resumes
 
 
+@pytest.mark.fault("F2", "2 processes: each has random streams of its own, before and after a resume")
 def test_weights_are_built_equal_and_random_streams_differ(job: Job) -> None:
     first, second = job.told("built")
     assert first["hash"] == second["hash"]
@@ -166,6 +175,7 @@ def test_weights_are_built_equal_and_random_streams_differ(job: Job) -> None:
         assert not set(first["draws"]) & set(second["draws"])
 
 
+@pytest.mark.fault("F9", "2 processes: SIGTERM to one of them")
 def test_a_signal_to_one_process_saves_on_both(job: Job) -> None:
     first, second = job.told("parts")
     assert first["signal"] == second["signal"] == signal.SIGTERM
@@ -173,6 +183,7 @@ def test_a_signal_to_one_process_saves_on_both(job: Job) -> None:
     assert first["checkpoint"] == second["checkpoint"]
 
 
+@pytest.mark.fault("F2", "2 processes, all that draws: stopped within an epoch")
 def test_a_run_continued_on_two_processes_equals_one_that_was_not_stopped(job: Job) -> None:
     """Dropout and noise that differ between them, an average, a schedule-free optimizer, accumulation, validation."""
     assert_equal_checkpoints(job.run_dir("parts") / "epoch_3", job.run_dir("whole") / "epoch_3")
@@ -180,6 +191,16 @@ def test_a_run_continued_on_two_processes_equals_one_that_was_not_stopped(job: J
     for stopped, resumed, whole in zip(*map(job.told, ("parts", "parts, resumed", "whole")), strict=True):
         assert [*stopped["seen"], *resumed["seen"]] == whole["seen"]
         assert (resumed["random"], resumed["hash"]) == (whole["random"], whole["hash"])
+
+
+def test_a_signal_to_one_process_within_a_validation_ends_it_on_both(job: Job) -> None:
+    """Of 4 batches here and 3 there; told in one of them, known in the next but one."""
+    for told in job.told("judged in parts"):
+        assert (told["signal"], told["step"], told["judged"]) == (signal.SIGTERM, 3, 1 + 2)
+    assert {told["signal"] for told in job.told("judged in parts, resumed")} == {None}
+    assert_equal_checkpoints(job.run_dir("judged in parts") / "latest", job.run_dir("judged") / "latest")
+    assert lines(job.run_dir("judged in parts")) == lines(job.run_dir("judged"))
+    assert [one["step"] for one in lines(job.run_dir("judged")) if "validation_loss" in one] == [3, 6]
 
 
 @pytest.mark.slow
@@ -203,6 +224,7 @@ def test_the_clock_of_one_process_ends_both(job: Job) -> None:
     assert newest_checkpoint(job.run_dir("clock")).step == first["step"]
 
 
+@pytest.mark.fault("F4", "from 1 process to 2 and from 2 to 1: the order of the samples goes on")
 def test_another_number_of_processes_continues_the_order(job: Job) -> None:
     job.alone("straight", {})
     expected = updates(Recording.last.seen)
@@ -221,6 +243,7 @@ def updates(*seen: list[list[Any]]) -> list[Counter]:
     return [Counter(tuple(one) for batch in together for one in batch) for together in zip(*seen, strict=True)]
 
 
+@pytest.mark.fault("F4", "another number of frames per update")
 def test_another_product_of_batch_processes_and_accumulation_is_refused(job: Job) -> None:
     for told in job.told("another product"):
         assert "frames per update 8, and is to continue with 16" in told["error"]
@@ -230,6 +253,7 @@ def test_another_product_of_batch_processes_and_accumulation_is_refused(job: Job
 # Errors that all processes have
 
 
+@pytest.mark.fault("F12", "2 processes: NaN on one: stop")
 def test_nan_on_one_process_stops_both_before_the_update(job: Job) -> None:
     for told in job.told("nan"):
         assert told["kind"] == "NonFiniteGradient"
@@ -241,6 +265,7 @@ def test_nan_on_one_process_stops_both_before_the_update(job: Job) -> None:
     assert not list(job.run_dir("nan").glob("*_*/manifest.json"))
 
 
+@pytest.mark.fault("F12", "2 processes: NaN on one: skip")
 def test_nan_on_one_process_leaves_the_update_out_on_both(job: Job) -> None:
     for told in job.told("skipped"):
         assert told["step"] == 6
@@ -311,12 +336,75 @@ def test_batch_statistics_are_those_of_the_first_process(job: Job) -> None:
     assert first["statistics"]["validation"] == second["statistics"]["validation"] == kept
 
 
+NORMED = {
+    "top": nn.BatchNorm1d(8),
+    "body": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.GroupNorm(2, 4)),
+    "frozen": nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)),
+}
+
+
+def normed_models() -> nn.ModuleDict:
+    """Batch norms as a component, within one, and within one that is frozen; with statistics, and in eval mode."""
+    models = nn.ModuleDict(copy.deepcopy(NORMED))
+    for norm in (models["top"], models["body"][1][0], models["frozen"][1]):
+        nn.init.normal_(norm.running_mean)
+    freeze(models["frozen"], None, lambda *_: None)
+    return models.eval()
+
+
+def test_on_cuda_what_trains_shares_its_batch_statistics(capsys: pytest.CaptureFixture) -> None:
+    models = normed_models()
+    before = copy.deepcopy(models.state_dict())
+    synchronise_batch_norms(models, torch.device("cuda"), World(0, 2))
+    kinds = [type(one) for one in (models["top"], models["body"][1][0], models["body"][2], models["frozen"][1])]
+    assert kinds == [nn.SyncBatchNorm, nn.SyncBatchNorm, nn.GroupNorm, nn.BatchNorm1d]
+    assert models["top"].training and not models["frozen"][1].training
+    assert models.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in models.state_dict().items())
+    assert capsys.readouterr().out == ""
+
+
+def test_elsewhere_batch_norms_stay_and_those_that_train_are_named(capsys: pytest.CaptureFixture) -> None:
+    models = normed_models()
+    kinds = [type(one) for one in models.modules()]
+    synchronise_batch_norms(models, torch.device("cpu"), World(0, 2))
+    assert [type(one) for one in models.modules()] == kinds
+    told = capsys.readouterr().out
+    assert told.startswith("warning: on a cpu, processes do not share batch statistics; those of the first one are ")
+    assert "kept: top, body.1.0. A norm" in told
+
+    many = nn.ModuleDict({f"norm{number}": nn.BatchNorm1d(2) for number in range(5)})
+    synchronise_batch_norms(many, torch.device("cpu"), World(0, 2))
+    assert "kept: norm0, norm1, norm2, norm3 .... A norm" in capsys.readouterr().out
+    synchronise_batch_norms(models, torch.device("cpu"), World(1, 2))
+    synchronise_batch_norms(nn.ModuleDict({"head": nn.LayerNorm(2)}), torch.device("cpu"), World(0, 2))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("processes", "kind"), [(1, nn.BatchNorm1d), (2, nn.SyncBatchNorm)])
+def test_a_component_of_several_processes_on_cuda_uses_the_shared_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, kind: type[nn.Module]
+) -> None:
+    """As far as a machine without one can tell: the run is built for a CPU, and its batch norms as on CUDA."""
+    on_cuda = lambda models, device, world: synchronise_batch_norms(models, torch.device("cuda"), world)  # noqa: E731
+    monkeypatch.setattr("trainer.build.synchronise_batch_norms", on_cuda)
+    monkeypatch.setattr("trainer.templates.trainer.DistributedDataParallel", lambda module, **options: module)
+    overrides = ["model.component_config_paths.encoder=normed.yaml"]
+    run = build_run(load_run_config(write_project(tmp_path), overrides), World(0, processes))
+    encoder, called = run.models["encoder"].eval(), []
+    assert type(encoder.norm) is kind
+    encoder.norm.register_forward_hook(lambda norm, given, output: called.append(norm))
+    encoder(torch.randn(4, 1, 3))
+    assert called == [encoder.norm]
+
+
 # Starts of their own
 
 
 ENDLESS = ["train.max_steps=1000000", "train.log_every=10", "train.save_every_steps=9"]
 
 
+@pytest.mark.fault("F10", "2 processes: one raises")
 def test_a_process_that_raises_ends_all_and_its_traceback_is_told_once(tmp_path: Path) -> None:
     process = launch(tmp_path, *ENDLESS, f"{METHOD}.raise_rank=1", f"{METHOD}.raise_at=30")
     read = until(process, "step 10")
@@ -329,6 +417,7 @@ def test_a_process_that_raises_ends_all_and_its_traceback_is_told_once(tmp_path:
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.slow
+@pytest.mark.fault("F10", "2 processes: one is killed; with workers")
 def test_a_process_that_is_killed_ends_all(tmp_path: Path, workers: int) -> None:
     process = launch(tmp_path, *ENDLESS, f"data.num_workers={workers}")
     read = until(process, "step 10")
@@ -368,6 +457,7 @@ def control_c(process: subprocess.Popen, folder: Path) -> None:
         pytest.param(control_c, "SIGINT", 1, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.fault("F9", "2 processes: SIGTERM to one or to torchrun, Ctrl-C to all; with workers")
 def test_a_signal_saves_and_ends_all(tmp_path: Path, send: Callable, name: str, workers: int) -> None:
     process = launch(tmp_path, *ENDLESS, f"data.num_workers={workers}")
     until(process, "step 10")

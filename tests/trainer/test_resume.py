@@ -32,6 +32,7 @@ class CountingLoss(ToyLoss):
 
 
 @pytest.mark.parametrize(("stop", "workers"), [(1, 0), (4, 0), (4, 1), (5, 0), (10, 0), (11, 0)])
+@pytest.mark.fault("F1", "stopped after any update, of an epoch or within one")
 def test_a_resumed_run_equals_an_uninterrupted_one(config: Path, project: Path, stop: int, workers: int) -> None:
     """Twelve updates of five an epoch, with dropout and noise; the metrics' window is cut at any place."""
     common = {

@@ -51,6 +51,16 @@ def import_plugins(source: Any, folder: Path) -> tuple[list[Problem], BaseExcept
     return problems, cause
 
 
+def check_nones(source: Any) -> list[Problem]:
+    """Texts `None` that nobody quoted: in YAML that is no null."""
+    problems, waiting = [], [source.tree]
+    for node in waiting:
+        if node.value == "None" and not node.style:
+            problems.append(Problem("'None' is text here", node.place, "write null, or quote it"))
+        waiting += [entry for _, entry in node.entries()]
+    return problems
+
+
 def check_registered(source: Any) -> list[Problem]:
     """Registered names exist, and their parameters fit their constructors, by name and by type."""
     return [problem for key, registry in _slots(source) for problem in _registered_problems(source, key, registry)]

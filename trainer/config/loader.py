@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from model_constructor import ConfigError, dump, load_config
 from model_constructor.errors import Place
-from trainer.config.checks import check_registered, import_plugins
+from trainer.config.checks import check_nones, check_registered, import_plugins
 from trainer.config.component_checks import check_components
 from trainer.config.folders import Folders
 from trainer.config.logger_checks import check_loggers
@@ -77,6 +77,9 @@ def _validated(source: Any, folders: Folders) -> RunConfig:
     problems += check_loggers(source)
     data = source.data.get("data")
     problems += augmentation_problems(data.get("augmentation") if isinstance(data, dict) else None, source)
+    if nones := check_nones(source):
+        told = {problem.place for problem in nones}
+        problems = [problem for problem in problems if problem.place not in told] + nones
     if problems or experiment is None:
         raise ConfigError(problems) from cause
     return RunConfig(experiment, source, folders)

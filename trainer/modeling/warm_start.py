@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 def warm_start(config: RunConfig, models: nn.ModuleDict, optimizers: Mapping[str, Optimizer]) -> None:
     """Load `{component}.pt` and `{component}_opt.pt` from a checkpoint, or from the newest one of a run folder.
 
-    Weights fit exactly. Of an optimizer its memory of past gradients is loaded; its settings are those of the config,
-    and a schedule (what counts `updates` in its param groups) begins anew, since the run does. Raises ConfigError with
-    every file that is missing and not in `train.allow_missing`, and all that does not fit.
+    Weights fit exactly, so nothing would be left of what `init` and `weights` gave a component: either is an error.
+    Of an optimizer its memory of past gradients is loaded; its settings are those of the config, and a schedule (what
+    counts `updates` in its param groups) begins anew, since the run does. Raises ConfigError with every file that is
+    missing and not in `train.allow_missing`, and all that does not fit.
     """
     text = config.experiment.train.load_dir
     if text is None:
@@ -51,6 +52,7 @@ def warm_start(config: RunConfig, models: nn.ModuleDict, optimizers: Mapping[str
         problems.append(Problem(f"{folder} lacks {listed(missing)}", place, hint))
     for name, component in models.items():
         if (folder / f"{name}.pt").is_file():
+            problems += _replaced(config, name)
             with collected(problems):
                 load_weights(component, folder / f"{name}.pt", place, name)
     for name, optimizer in optimizers.items():
@@ -73,6 +75,20 @@ def _folder(config: RunConfig, text: str, place: Place | None) -> Path:
     except CheckpointError as error:
         raise ConfigError(Problem(f"train.load_dir: {error}", place)) from error
     return folder if newest is None else newest.path
+
+
+def _replaced(config: RunConfig, name: str) -> list[Problem]:
+    """The build args of a component that set values which its file of `train.load_dir` replaces."""
+    args = config.experiment.model.build_args(name)
+    return [
+        Problem(
+            f"component '{name}': {key} would have no effect: train.load_dir has {name}.pt, which replaces every value",
+            config.place("model", "component_build_args", name, key),
+            f"remove the key, or, where a base file gives it, write `{key}: {nothing}`",
+        )
+        for key, given, nothing in (("init", args.init, "false"), ("weights", args.weights, "null"))
+        if given
+    ]
 
 
 def _load_optimizer(config: RunConfig, name: str, optimizer: Optimizer, path: Path, place: Place | None) -> None:

@@ -140,13 +140,12 @@ class ComponentTrainer(ABC):
                 optimizer.zero_grad(set_to_none=True)
         metrics = self._backward(data, seed)
         with self.options.phase("optimizer"):
-            norms, total_norm = self._clip()
+            norms, total_norm = self._norms()
             if not self._is_sound(norms, data, seed):
                 for buffer, before in kept:  # batch statistics among them
                     buffer.copy_(before)
                 return {"skipped": torch.ones(())}  # its numbers would spoil the means of the others
-            for optimizer in self.optimizers.values():
-                optimizer.step()
+            self._update(total_norm)
             self.options.after_update()
         if self.options.on_nonfinite == "skip":
             metrics["skipped"] = torch.zeros(())
@@ -203,17 +202,20 @@ class ComponentTrainer(ABC):
             return metrics
         return {name: value / weights[name].clamp(min=SMALLEST_WEIGHT) for name, value in sums.items()}
 
-    def _clip(self) -> tuple[Tensor, Tensor]:
+    def _norms(self) -> tuple[Tensor, Tensor]:
         """Before clipping: the norm of each component's gradient [C], and that over all of them, which is clipped."""
         own_norms = [_norm(_gradients(own), name in self._mixed) for name, own in self._parameters.items()]
         norms = torch.stack([norm.to(self.device) for norm in own_norms])  # of an unused component: 0 on the CPU
-        total_norm = torch.linalg.vector_norm(norms)
+        return norms, torch.linalg.vector_norm(norms)
+
+    def _update(self, total_norm: Tensor) -> None:
         most = self.options.clip_grad_norm
         is_short = most is not None and self.device.type == "cpu" and bool(total_norm <= most)  # there reading is free
-        if most is not None and not is_short:
-            trainable = [parameter for own in self._parameters.values() for parameter in own]
-            clip_grads_with_norm_(trainable, most, total_norm, foreach=True)
-        return norms, total_norm
+        for name, optimizer in self.optimizers.items():
+            if most is None or is_short:
+                optimizer.step()
+            else:
+                _step_clipped(optimizer, self._parameters[name], most, total_norm)
 
     def _is_sound(self, norms: Tensor, data: Batch, seed: Seed | None) -> bool:
         """`stop` reads the norms at once on a CPU and one update late on CUDA; `skip` reads those of every update."""
@@ -321,6 +323,18 @@ def _norm(gradients: list[Tensor], is_mixed: bool) -> Tensor:
     if is_mixed or not gradients:
         return get_total_norm(gradients, foreach=True)
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def _step_clipped(optimizer: Optimizer, parameters: list[nn.Parameter], most: float, total_norm: Tensor) -> None:
+    """A fused kernel clips while it reads the gradients, as it would unscale those of a GradScaler; for any other
+    optimizer that is a pass of its own before."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        clip_grads_with_norm_(parameters, most, total_norm, foreach=True)
+        optimizer.step()
+        return
+    vars(optimizer)["grad_scale"] = ((total_norm.float() + 1e-6) / most).clamp(min=1.0)  # as torch clips
+    optimizer.step()
+    del vars(optimizer)["grad_scale"]
 
 
 def _batch_size(data: Batch) -> int:

@@ -219,6 +219,7 @@ def test_what_is_asked_for_and_not_there_is_named(root, windows, episodes, messa
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+@pytest.mark.fault("F17", "a value that is no number")
 def test_a_value_that_is_no_number_is_found_by_episode_and_frame(copy, value):
     def spoil(table):
         rows = table["observation.gripper"].to_pylist()

@@ -96,6 +96,7 @@ def test_a_skipped_dimension_is_no_measure_of_the_others():
     assert torch.equal(state[:, 3], torch.from_numpy(values[:, 3]).float())
 
 
+@pytest.mark.fault("F17", "near-constant dimensions are named and not blown up")
 def test_near_constant_dimensions_are_centred_not_blown_up_and_named_in_one_warning():
     values = VALUES.copy()
     values[:, 1] = 0.25
@@ -121,6 +122,7 @@ def test_a_lower_floor_or_a_skip_takes_a_dimension_out_of_the_warning():
 
 @pytest.mark.parametrize("mode", ["mean_std", "min_max", "quantile"])
 @pytest.mark.parametrize("values", [[3.0] * 100, [0.0] * 100, [0.0] * 99 + [5.0], [1e-30, 0.0], [7e8, 7e8]])
+@pytest.mark.fault("F17", "zero spread, equal quantiles")
 def test_whatever_the_spread_numbers_stay_finite_and_come_back(mode, values):
     """Zero spread in every form: a constant, equal quantiles beside an outlier, and what float32 cannot tell apart."""
     values = np.array(values, dtype=np.float32)[:, None]
@@ -134,6 +136,7 @@ def test_whatever_the_spread_numbers_stay_finite_and_come_back(mode, values):
     assert (np.abs(returned - values) <= 1e-6 * max(1.0, np.abs(values).max())).all()
 
 
+@pytest.mark.fault("F17", "a value that is no number")
 def test_a_value_that_is_no_number_is_not_hidden_and_touches_no_other():
     """The check of the gradients then stops the run, and names the episode and frame."""
     values = torch.from_numpy(VALUES[:3].copy())
@@ -207,6 +210,7 @@ def test_means_and_deviations_can_be_given_instead_of_the_data_sets():
         ("quantile", "it gives mean, std: choose mean_std or identity"),
     ],
 )
+@pytest.mark.fault("F17", "statistics that are missing or cannot be")
 def test_a_mode_that_needs_a_missing_statistic_is_refused(tmp_path, value, message):
     (tmp_path / "train.yaml").write_text(f"data: {{normalization: {{action: {value}}}}}\n")
     config = load_config(tmp_path / "train.yaml")
@@ -254,6 +258,7 @@ def test_statistics_may_be_lists_arrays_or_tensors():
         ({"action": {"min": [1], "max": [0]}}, "min of 'action' is above its max"),
     ],
 )
+@pytest.mark.fault("F17", "statistics that are missing or cannot be")
 def test_statistics_that_cannot_be_are_refused(stats, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         read_stats(stats)

@@ -167,6 +167,32 @@ def test_what_does_not_fit_is_refused(
     assert problem.place is not None
 
 
+def test_values_that_the_files_replace_are_refused_where_the_config_asks_for_them(config: Path, folder: Path) -> None:
+    asked = ["train.load_dir=old", "model.component_build_args.head={init: true, weights: old/head.pt}"]
+    with pytest.raises(ConfigError) as raised:
+        warm_start(*built(config, *asked))
+    init, weights = raised.value.problems
+    assert "component 'head': init would have no effect: train.load_dir has head.pt" in init.message
+    assert "component 'head': weights would have no effect" in weights.message
+    assert "init: true" in init.place.text and "weights: old/head.pt" in weights.place.text
+    assert "`init: false`" in init.hint and "`weights: null`" in weights.hint
+    warm_start(*built(config, *asked, "model.component_build_args.head={init: false, weights: null}"))
+
+
+def test_a_component_that_the_folder_does_not_fill_begins_as_its_build_args_say(config: Path, folder: Path) -> None:
+    (folder / "head.pt").rename(folder.parent / "pretrained.pt")
+    (folder / "head_opt.pt").unlink()
+    run = built(
+        config,
+        "train.load_dir=old",
+        "train.allow_missing=[head.pt, head_opt.pt]",
+        "model.component_build_args.head={weights: pretrained.pt}",
+    )
+    before = run[1]["head"].out.weight.clone()
+    warm_start(*run)
+    assert torch.equal(run[1]["head"].out.weight, before)
+
+
 class Hostile:
     def __init__(self, path: Path) -> None:
         self.path = path

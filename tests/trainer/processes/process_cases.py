@@ -109,6 +109,7 @@ HARD = {  # what makes a run hard to continue
     f"{METHOD}.noise": 0.1,
     f"{METHOD}.scaled": True,
 }
+UNEVEN = {"data.batch_size": 5, "data.validation.episodes": [6, 7, 8, 9], "train.validate_every": 3}  # 4 batches and 3
 NAN = {f"{METHOD}.nan_rank": 1, f"{METHOD}.nan_at": 3}
 REFUSED: dict[str, dict[str, Any]] = {  # what ends with the same error on both processes
     "nan": NAN,
@@ -138,6 +139,7 @@ class Recording:
         self.hashes: list[str] = []  # per update, before it
         self.draws: list[float] = []
         self.reduced: list[str] = []  # names of the parameters whose gradients travel
+        self.judged = 0  # batches outside of training, the rehearsal's one included
         self.statistics: dict[str, list[float]] = {}  # of a batch norm, when it was last looked at
 
 
@@ -161,6 +163,7 @@ class CaseTrainer(ComponentTrainer, Recording):
         constant: str = "",
         signal_rank: int = -1,
         signal_at: int = -1,
+        signal_judging: int = -1,
         raise_rank: int = -1,
         raise_at: int = -1,
         scaled: bool = False,
@@ -168,6 +171,7 @@ class CaseTrainer(ComponentTrainer, Recording):
         super().__init__(models, optimizers, loss, device)
         self.masked, self.twice, self.extra, self.noise = masked, twice, extra, noise
         self.nan, self.signal = (nan_rank, nan_at), (signal_rank, signal_at)
+        self.signal_judging = (signal_rank, signal_judging)
         self.drift, self.constant, self.raising = drift, constant, (raise_rank, raise_at)
         self.scaled, self.mean = scaled, 1.0  # of this process's own losses
         self.update = self.micro_batch = 0
@@ -226,6 +230,10 @@ class CaseTrainer(ComponentTrainer, Recording):
             self.micro_batch += 1
             self.seen.append(samples(batch))
             self.weights.append(count.item())
+        else:
+            self.judged += 1
+            if self.signal_judging == (rank, self.judged):
+                os.kill(os.getpid(), signal.SIGTERM)
         if hasattr(self.models["encoder"], "norm"):
             self.statistics["train" if training else "validation"] = self.models["encoder"].norm.running_mean.tolist()
         loss = error / count.clamp(min=1)

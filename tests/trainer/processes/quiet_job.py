@@ -39,7 +39,7 @@ class Job:
                 raise
             told |= {"error": str(error), "kind": type(error).__name__, "step": 0}
         if (own := Recording.last) is not None:
-            kept = ("seen", "weights", "hashes", "draws", "reduced", "statistics")
+            kept = ("seen", "weights", "hashes", "draws", "reduced", "judged", "statistics")
             told |= {key: getattr(own, key) for key in kept}
             told["hash"] = parameter_hash(own.models)
             told["random"] = random_state()["torch"].sum().item()
@@ -74,6 +74,10 @@ def main(folder: Path, world: World) -> None:
     job.run("whole", HARD)
     job.run("parts", {**HARD, f"{METHOD}.signal_rank": 1, f"{METHOD}.signal_at": 5})
     job.run("parts, resumed", HARD, "auto", "parts")
+
+    job.run("judged", cases.UNEVEN)
+    job.run("judged in parts", {**cases.UNEVEN, f"{METHOD}.signal_rank": 1, f"{METHOD}.signal_judging": 2})
+    job.run("judged in parts, resumed", cases.UNEVEN, "auto", "judged in parts")
 
     job.run("2 then 1", {"train.max_steps": 3})
     job.run("1 then 2", {}, str(folder / "runs1/1 then 2"))
