@@ -229,8 +229,12 @@ class _Reader:
         required = _bare_type(node)
         if node.style and node.value in PARAM_TYPES:
             self.complain(f"the string '{node.text}' would stand for a type.", node.place, "choose another word")
-        declared = next((kind for version in reversed((*node.earlier, node)) if (kind := _bare_type(version))), None)
-        return Param(node.plain, required, place, declared, self._templates(node, names))
+        versions = (*node.earlier, node)
+        declared = next((kind for version in reversed(versions) if (kind := _bare_type(version))), None)
+        default = node.plain
+        if type(default) is int and any(isinstance(one.value, float) or _bare_type(one) is float for one in versions):
+            default = float(default)  # see `_as_declared`
+        return Param(default, required, place, declared, self._templates(node, names))
 
     def _check_type(self, block: Block, name: str, node: Node) -> None:
         """A derived file and an override are held to what they replace, as the caller of the model is."""
@@ -326,7 +330,9 @@ class _Reader:
             if name == "_":
                 self.complain("'_' is no name of a size.", place, "each free size has a name of its own, such as S")
             elif name not in bound:
-                hint = nearest(name, [*block.params, *bound]) or f"no input has a dimension of this size: [{name}]"
+                close = nearest(name, [*block.params, *bound])
+                hint = f"write a dimension that is just {name} in some input, or declare it under 'params'"
+                hint += f"\n{close}" if "did you mean" in close else ""
                 self.complain(f"nothing binds the symbol '{name}'.", place, hint)
 
     def _inner(self, node: Node, name: str, parent: Block) -> Block:
@@ -421,7 +427,7 @@ def bind_params(block: Block, given: Mapping[str, Any], places: Mapping[str, Pla
             problems.append(Problem(f"'{block.name}' needs the param '{name}'.", places.get(""), hint))
     if problems:
         raise ConfigError(problems)
-    values = _with_defaults(block, given)
+    values = _with_defaults(block, {name: _as_declared(block.params[name], value) for name, value in given.items()})
     for name, value in given.items():
         if block.params[name].templates:
             problems += _misfit(block, name, value, _default(block, name, values), places)
@@ -444,6 +450,12 @@ def _misfit(
     if expected and not _fits(value, expected, strict=param.declared is not None):
         message = f"the param '{name}' of '{block.name}' is {value!r}; it has to be {_article(expected)}."
         yield Problem(message, places.get(name), f"declared at {declared_at or param.place}")
+
+
+def _as_declared(param: Param, value: Any) -> Any:
+    """A whole number for a float is one: `Param(scale)` of 4 would be four numbers, and of 4.0 one."""
+    is_float = param.declared is float or isinstance(param.default, float)
+    return float(value) if is_float and type(value) is int else value
 
 
 def _bare_type(node: Node) -> type | None:

@@ -16,7 +16,7 @@ from .compiler import compile_class
 from .config import load_config
 from .construct import ANY_SIZE, Construction
 from .errors import ConfigError, Problem
-from .graph import Graph, build_graph, check_names, ineffective_params
+from .graph import Graph, build_graph, check_names, unread_params
 from .init import initialise
 from .limits import TRUSTED, UNTRUSTED, limited, limits
 from .lowering import lower
@@ -118,9 +118,13 @@ def _checked(
             _import(level.imports, allow_imports)
     check_names(block)
     values = bind_params(block, params, {"": tree.place})
-    if unread := [name for name in ineffective_params(block) if name in params]:
-        hint = "to give it has no effect"
-        raise ConfigError([Problem(f"nothing reads the param '{n}'.", block.params[n].place, hint) for n in unread])
+    problems = [
+        Problem(f"nothing reads the param '{name}': to give it changes nothing.", hint=f"declared at {param.place}")
+        for name, param in block.params.items()
+        if name in params and name in unread_params(block) and param.required is None
+    ]
+    if problems:
+        raise ConfigError(problems)
     return block, values
 
 

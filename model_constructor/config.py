@@ -162,6 +162,7 @@ class _Loader:
         self.names = names
         self.problems: list[Problem] = []
         self.chain: tuple[str, ...] = ()  # the files that lead to the document in hand
+        self.version: object = None  # of that document
         self.files = 0
         self.values = 0
 
@@ -170,7 +171,8 @@ class _Loader:
 
     def document(self, tree: Node, chain: tuple[str, ...], overrides: Sequence[str] = ()) -> Node:
         """A file on top of its defaults, with the overrides, and with its blocks read in."""
-        outer, self.chain = self.chain, chain
+        outer = self.chain, self.version
+        self.chain, self.version = chain, _version(tree)
         try:
             merged: Node | None = None
             for layer in self._layers(tree, chain):
@@ -184,7 +186,7 @@ class _Loader:
                     self.problems += error.problems
             return self._with_blocks(merged) if self.model else merged
         finally:
-            self.chain = outer
+            self.chain, self.version = outer
 
     def _layers(self, tree: Node, chain: tuple[str, ...]) -> Iterator[Node]:
         """The files that a file starts from, each after those that it starts from itself, and then the file."""
@@ -289,8 +291,11 @@ class _Loader:
             return above.after(below)
         if "_merge_" in above.value:
             return self._directed(below, above, path)
-        if below is not None and self.model and _level(path)[:-1] == ("blocks",):
+        if below is not None and self._changes_a_file(below, above, path):
             below = self._block(str(path[-1]), below)
+            if _version(below) == 1:
+                message = "this changes a block's file of schema_version 1; only a whole block can replace it."
+                self.complain(message, above.place, f"the file is {below.source.name}")
         values: dict[str, Node] = {}
         places, removed = above.key_places, {}
         if below is not None and isinstance(below.value, dict):
@@ -302,6 +307,16 @@ class _Loader:
             else:
                 values[key] = self.over(values.get(key) or removed.pop(key, None), entry, (*path, key))
         return replace(above, value=values, key_places=places, removed=removed).after(below)
+
+    def _changes_a_file(self, below: Node, above: Node, path: Keys) -> bool:
+        """Whether a mapping stands over the path of a block's file, and is no whole block itself."""
+        return (
+            self.model
+            and self.version != 1
+            and _level(path)[:-1] == ("blocks",)
+            and _is_file(below)
+            and _child(above, "outputs") is None
+        )
 
     def _is_removal(self, entry: Node, path: Keys) -> bool:
         if entry.value is not None:
@@ -438,6 +453,11 @@ def _dumped(value: object, *, flow: bool = False) -> str:
 
 def _is_file(node: Node) -> bool:
     return isinstance(node.value, str) and node.value.endswith((".yaml", ".yml")) and "\0" not in node.value
+
+
+def _version(document: Node) -> object:
+    version = _child(document, "schema_version")
+    return version.value if version is not None else None
 
 
 def _level(path: Keys) -> Keys:

@@ -334,11 +334,11 @@ class Constructor:
             tensor, is_value = _tensor_of(arguments)
             if is_value and _may_be_size(tree.args[0], arguments[0], values):
                 message = f"'{name}' of the number {arguments[0]} is one value."
-                hint = f"sizes are whole, as from '//'; for the value write {name}([{arguments[0]}])"
+                hint = f"sizes are whole, as from '//'; for the value write {name}(float({ast.unparse(tree.args[0])}))"
                 raise ConfigError(Problem(message, expression.place(tree.args[0]), hint))
-            if is_value and _lists_sizes(tree.args[0], arguments[0]):
-                message = f"'{name}' of a list is the values in it: {arguments[0]}."
-                hint = f"sizes stand without brackets: {name}({ast.unparse(tree.args[0])[1:-1]})"
+            if is_value and not is_buffer and _lists_sizes(tree.args[0], arguments[0]):
+                message = f"'Param' of a list has the values {arguments[0]}, and not these sizes."
+                hint = f"for sizes write Param({ast.unparse(tree.args[0])[1:-1]}); for a value float(...) in the list"
                 raise ConfigError(Problem(message, expression.place(tree.args[0]), hint))
             if "init" in options and is_value:
                 message = f"'{name}' has a value already; 'init' fills sizes."

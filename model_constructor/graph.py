@@ -8,7 +8,7 @@ branch uses is dropped.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .block import Block, Statement, Value, expressions
-from .config import OVERRIDE
+from .config import OVERRIDE, PARAM_TYPES
 from .errors import MAX_PROBLEMS, ConfigError, Place, Problem, nearest
 from .expressions import Expression, decide, evaluate, links
 from .limits import limits
@@ -39,6 +39,8 @@ from .source import Node
 if TYPE_CHECKING:  # imported where it is used: it takes longer to import than all of this package
     import networkx as nx
 
+
+ModulePath = tuple[str, ...]  # of a module below the block, by names and `[numbers]`
 
 MAX_INSIDE = 60  # blocks, each used by the one before
 PREFIXES = ("nn", "F", "torch", "self", "einops")  # of Python, that a file does not need
@@ -88,7 +90,10 @@ def build_graph(block: Block, params: Mapping[str, Any]) -> Graph:
     order = tuple(block.graph[key] for key in nx.lexicographical_topological_sort(dag, key=rank.__getitem__))
     used = {name for s in order for name in live.names(s.value)} | set(live.names(block.outputs))
     modules = frozenset(used & block.modules.keys())
-    if problems := [problem for name in sorted(modules) for problem in _unnamed_members(block, name, params)]:
+    values = [*(statement.value for statement in order), block.outputs or []]
+    read = _read_paths(live.parts(one) for value in values for one in expressions(value))
+    unnamed = (problem for name in block.modules if name in modules for problem in live.unnamed_members(name, read))
+    if problems := list(islice(unnamed, MAX_PROBLEMS)):
         raise ConfigError(problems)
     return Graph(block, dict(params), dag, order, modules)
 
@@ -150,7 +155,7 @@ def may_be_decided(test: ast.expr, block: Block) -> bool:
 
 
 class _Liveness:
-    """The names that a value reads once the tests on params are decided."""
+    """What values read once the tests on params are decided."""
 
     def __init__(self, block: Block, params: Mapping[str, Any]) -> None:
         self.block = block
@@ -158,22 +163,26 @@ class _Liveness:
 
     def names(self, value: Value | None) -> Iterator[str]:
         for expression in expressions(value if value is not None else []):
-            yield from self._read(expression, expression.tree)
+            yield from (part.id for part in self.parts(expression) if isinstance(part, ast.Name))
 
-    def _read(self, expression: Expression, tree: ast.AST) -> Iterator[str]:
+    def parts(self, expression: Expression, tree: ast.AST | None = None) -> Iterator[ast.AST]:
+        """As `ast.walk`, without what is decided."""
+        tree = tree or expression.tree
+        below: Iterable[ast.AST] = ast.iter_child_nodes(tree)
         if isinstance(tree, ast.IfExp):
             rest = remaining(expression, self.params, tree.test, self.block)
-            if isinstance(rest, ast.expr):
-                yield from self._read(expression, rest)
-            if rest is not False:
-                yield from self._read(expression, tree.body)
-            if rest is not True:
-                yield from self._read(expression, tree.orelse)
-        elif isinstance(tree, ast.Name):
-            yield tree.id
+            tests = [rest] if isinstance(rest, ast.expr) else []
+            below = [*tests, *([] if rest is False else [tree.body]), *([] if rest is True else [tree.orelse])]
         else:
-            for child in ast.iter_child_nodes(tree):
-                yield from self._read(expression, child)
+            yield tree
+        for part in below:
+            yield from self.parts(expression, part)
+
+    def unnamed_members(self, module: str, read: Mapping[str, set[ModulePath]]) -> Iterator[Problem]:
+        """As `_unnamed_members`, of what has as many members as the params say; the rest is told for all params."""
+        leaves = [*_leaves((module,), self.block.modules[module], self.params)]
+        if leaves != [*_leaves((module,), self.block.modules[module], {})]:
+            yield from _unnamed_members(self.block, module, leaves, read)
 
 
 def check_names(root: Block) -> None:
@@ -465,11 +474,13 @@ class _Checker:
         """Params that nothing reads, though a file adds them to those of its `defaults`, where they are most likely
         misspelt, or an override sets them."""
         known = _base_names(self.block, "params")
-        for name in ineffective_params(self.block):
-            node = _param_nodes(self.block)[name]
+        unread = unread_params(self.block)
+        for name, node in _param_nodes(self.block).items():
+            if name not in unread:
+                continue
             if node.source.name == OVERRIDE:
-                yield Problem(f"nothing reads the param '{name}'.", node.place, "to set it has no effect")
-            elif known is not None:
+                yield Problem(f"nothing reads the param '{name}': to set it changes nothing.", node.place)
+            elif known is not None and name not in known:
                 yield Problem(f"nothing reads the param '{name}'.", self.block.params[name].place, nearest(name, known))
 
     def _defaults_in_vain(self) -> Iterator[Problem]:
@@ -477,13 +488,13 @@ class _Checker:
         here = (OVERRIDE, self.block.node.source.name)  # a block's own file may be used alone, too
         for block in self.block.blocks.values():
             params = _param_nodes(block).items()
-            changed = {name: one for name, one in params if one.earlier and one.source.name in here and not one.how}
+            changed = {name: one for name, one in params if one.source.name in here and _is_another_value(one)}
             uses = list(_uses(block, self.block)) if changed else []
             for name, node in changed.items():
                 giving = [place for given, place in uses if name in given]
                 if uses and len(giving) == len(uses):
-                    message = f"this sets nothing: whoever uses the block '{block.name}' gives '{name}'."
-                    yield Problem(message, node.place, f"first at {giving[0]}")
+                    message = f"this sets nothing: every use of the block '{block.name}' gives '{name}'."
+                    yield Problem(message, node.place, f"change it there; the first is {giving[0]}")
 
     def _blocks_in_vain(self) -> Iterator[Problem]:
         """As `_params_in_vain`, of blocks; and of those that an override adds."""
@@ -516,9 +527,11 @@ class _Checker:
                 if target != "_":
                     message = f"nothing uses '{target}' of the node '{statement.key}'."
                     yield Problem(message, statement.place, "write _ for what is not needed")
+        paths = _read_paths(ast.walk(one.tree) for _, value in self._graph_values() for one in expressions(value))
         for name, place in self.block.module_places.items():
             if name in read:
-                yield from _unnamed_members(self.block, name)
+                leaves = [*_leaves((name,), self.block.modules[name], {})]
+                yield from _unnamed_members(self.block, name, leaves, paths)
             else:
                 yield Problem(f"nothing uses the module '{name}'.", place, _NEVER_TRAIN)
 
@@ -563,6 +576,14 @@ def _param_nodes(block: Block) -> dict[str, Node]:
     return section.value if section is not None and isinstance(section.value, dict) else {}
 
 
+def _is_another_value(node: Node) -> bool:
+    """Whether a param was set to another value of the same type, and not just declared anew."""
+    if node.how or not node.earlier:
+        return False
+    before = node.earlier[-1].plain
+    return node.plain != before and type(node.plain) is type(before) and node.plain not in tuple(PARAM_TYPES)
+
+
 def _uses(block: Block, home: Block) -> Iterator[tuple[set[str], Place]]:
     """Each call of a block that stands on the level `home`: the params that it gives, and its place."""
     for level in home.levels():
@@ -580,12 +601,6 @@ def _base_names(block: Block, section: str) -> set[str] | None:
         return None
     known = base[section].value if section in base else None
     return {*known} if isinstance(known, dict) else set()
-
-
-def ineffective_params(block: Block) -> list[str]:
-    """The params that nothing reads, but for those of the file's `defaults`: variants take the same params."""
-    unread, known = unread_params(block), _base_names(block, "params") or ()
-    return [name for name in block.params if name in unread and name not in known]
 
 
 def unread_params(block: Block) -> set[str]:
@@ -632,26 +647,26 @@ def _no_sizes(block: Block, params: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"a size is a whole number from 0; this is {size!r}.", entry.place(), hint)
 
 
-def _unnamed_members(block: Block, module: str, params: Mapping[str, Any] | None = None) -> Iterator[Problem]:
+def _unnamed_members(
+    block: Block, module: str, leaves: Sequence[ModulePath], read: Mapping[str, set[ModulePath]]
+) -> Iterator[Problem]:
     """Members of a list, chain or namespace that nothing reads, though it reads others of them by their paths."""
-    leaves = list(_leaves((module,), block.modules[module], params))
-    if leaves == [(module,)]:
-        return
-    values = [*(statement.value for statement in block.graph.values()), block.outputs or []]
-    read = {path for value in values for path in _paths(value)}
-    for leaf in leaves:
-        if not any(leaf[: len(path)] == path or path[: len(leaf)] == leaf for path in read):
+    paths = read.get(module, set())
+    entered = {path[:length] for path in paths for length in range(1, len(path) + 1)}
+    for leaf in leaves if paths else ():
+        if leaf not in entered and not paths.intersection(leaf[:length] for length in range(1, len(leaf))):
             name = ".".join(leaf).replace(".[", "[")
             yield Problem(f"nothing uses the module '{name}'.", block.module_places[module], _NEVER_TRAIN)
 
 
-def _paths(value: Value) -> Iterator[tuple[str, ...]]:
-    """What dotted paths a value reads, each as far as it is written out: `a.b[i].c` is the path a.b, and `a[0].c` is
-    a.[0].c."""
-    for expression in expressions(value):
-        steps = [part for part in ast.walk(expression.tree) if isinstance(part, ast.Attribute | ast.Subscript)]
-        inside = {id(part.value) for part in steps}
-        for part in ast.walk(expression.tree):
+def _read_paths(walks: Iterable[Iterable[ast.AST]]) -> dict[str, set[ModulePath]]:
+    """What dotted paths the parts of expressions read, by their first name and each as far as it is written out:
+    `a.b[i].c` is the path a.b, and `a[0].c` is a.[0].c."""
+    read: dict[str, set[ModulePath]] = {}
+    for walk in walks:
+        parts = list(walk)
+        inside = {id(part.value) for part in parts if isinstance(part, ast.Attribute | ast.Subscript)}
+        for part in parts:
             if id(part) in inside:
                 continue  # it goes on
             names: list[str] = []
@@ -663,7 +678,8 @@ def _paths(value: Value) -> Iterator[tuple[str, ...]]:
                     names.insert(0, name)
                 part = part.value
             if isinstance(part, ast.Name):
-                yield (part.id, *names)
+                read.setdefault(part.id, set()).add((part.id, *names))
+    return read
 
 
 def _number(tree: ast.expr) -> str:
@@ -671,10 +687,10 @@ def _number(tree: ast.expr) -> str:
     return f"[{tree.value}]" if isinstance(tree, ast.Constant) and type(tree.value) is int else ""
 
 
-def _leaves(path: tuple[str, ...], value: Value, params: Mapping[str, Any] | None) -> Iterator[tuple[str, ...]]:
+def _leaves(path: ModulePath, value: Value, params: Mapping[str, Any]) -> Iterator[ModulePath]:
     """The entries of a namespace, list or chain, by their paths; any other module is its own leaf.
 
-    Without `params` a list whose length depends on them is one, too.
+    A list whose length depends on others than these params is one, too.
     """
     if isinstance(value, Expression):
         yield from _written_leaves(path, value, value.tree, params)
@@ -685,14 +701,14 @@ def _leaves(path: tuple[str, ...], value: Value, params: Mapping[str, Any] | Non
 
 
 def _written_leaves(
-    path: tuple[str, ...], expression: Expression, tree: ast.expr, params: Mapping[str, Any] | None
-) -> Iterator[tuple[str, ...]]:
+    path: ModulePath, expression: Expression, tree: ast.expr, params: Mapping[str, Any]
+) -> Iterator[ModulePath]:
     match tree:
         case ast.List():
             below = tree.elts
         case ast.BinOp(op=ast.RShift()):
             below = links(tree)
-        case ast.BinOp(op=ast.Mult(), left=ast.Call()):
+        case ast.BinOp(op=ast.Mult(), left=ast.Call() | ast.BinOp(op=ast.RShift()) | ast.IfExp()):
             count = _count(expression, tree.right, params)
             if count is None:
                 yield path
@@ -705,11 +721,11 @@ def _written_leaves(
         yield from _written_leaves((*path, f"[{i}]"), expression, entry, params)
 
 
-def _count(expression: Expression, tree: ast.expr, params: Mapping[str, Any] | None) -> int | None:
+def _count(expression: Expression, tree: ast.expr, params: Mapping[str, Any]) -> int | None:
     """How many members a list has; None where that is not known, or no number of members."""
     count = None
     with suppress(ConfigError):  # told where the list is built
-        count = evaluate(expression, params or {}, tree)
+        count = evaluate(expression, params, tree)
     return count if type(count) is int and 0 <= count <= limits().repeats else None
 
 

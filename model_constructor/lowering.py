@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -104,7 +103,7 @@ class _Lowering:
                 problems += error.problems
         if problems:
             raise ConfigError(problems)
-        body = [*self._symbols(), *self.statements]
+        body = [*self._symbols(), *self._devices(), *self.statements]
         tree = ast.FunctionDef(self.function_name, self._signature(), body, [], None)
         place = self.block.node.place
         tree.lineno, tree.col_offset = place.line, place.column - 1
@@ -176,14 +175,9 @@ class _Lowering:
             for dim, entry in enumerate(entries):
                 if isinstance(entry, Expression) and isinstance(entry.tree, ast.Name) and entry.tree.id == symbol:
                     found.append((name, dim - len(entries) if entries[0] is None else dim))
+        assert found, "a symbol that only calculations name is refused when the file is read"
         required = [binding for binding in found if not self.block.inputs[binding[0]].optional]
-        if found:
-            return required[:1] or found
-        place = self.block.symbols[symbol]
-        hint = f"a dimension that is just {symbol}, of some input, gives it a value"
-        if get_close_matches(symbol, self.params, n=1):
-            hint += f"\n{nearest(symbol, self.params)}"
-        raise ConfigError(Problem(f"the symbol '{symbol}' has no value.", place, hint))
+        return required[:1] or found
 
     def _device(self) -> ast.expr:
         """Code for the device of the first tensor that the block is given; see `device_of`."""
@@ -193,9 +187,16 @@ class _Lowering:
             return ast.Attribute(_load(first), "device", ast.Load())
         if self.is_method:
             return self._found_device(*inputs, "self")
-        self.device_name = self.device_name or self._fresh("device")  # of its caller, where it is given no tensor
-        callers = _load(self.device_name)
-        return ast.BoolOp(ast.Or(), [self._found_device(*inputs), callers]) if inputs else callers
+        self.device_name = self.device_name or self._fresh("device")
+        return _load(self.device_name)
+
+    def _devices(self) -> list[ast.stmt]:
+        """A function creates where its first tensor is, and where its caller does if it is given none."""
+        inputs = self.block.inputs
+        if not (self.device_name and inputs):
+            return []
+        found = ast.BoolOp(ast.Or(), [self._found_device(*inputs), _load(self.device_name)])
+        return [ast.Assign([_store(self.device_name)], found)]
 
     def _found_device(self, *names: str) -> ast.expr:
         return ast.Call(self._global("device_of", device_of), [_load(name) for name in names], [])

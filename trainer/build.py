@@ -43,7 +43,8 @@ from trainer.templates import Batch, ComponentTrainer, Evaluation, NonFiniteGrad
 from trainer.templates.trainer import samples_of
 from trainer.timing import PhaseTimer
 
-UNKNOWN_EPOCH = 1_000_000  # updates of an epoch of data that cannot be read: long enough for any schedule's parts
+# Updates of an epoch of data that cannot be read: many, so that no schedule is told to be longer than the run.
+UNKNOWN_EPOCH = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class Run:
 def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
     """A resumed run's weights come from its checkpoint, not from `train.load_dir`.
 
-    Raises ConfigError with the problems of all parts. A part that needs one which could not be built is left out.
+    Raises ConfigError with the problems of the data, the components, the loss, the trainer and the evaluation. What
+    needs a part that could not be built is left out: optimizers, weights and averages follow the components.
     """
     train = config.experiment.train
     device = pick_device()
@@ -131,7 +133,7 @@ def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
             key = ("train", "evaluation")
             evaluation = build_registered(config, EVALUATION_BUILDER_REGISTRY, train.evaluation, key)
     refuse(problems)
-    assert trainer is not None, "what was left out needs a part that had a problem"
+    assert trainer is not None, "it is left out only where a part that it needs had a problem"
     timer = PhaseTimer(device)
     if isinstance(trainer, ComponentTrainer):
         trainer.configure_step(

@@ -14,10 +14,11 @@ from typing import Any
 from model_constructor import ConfigError
 from model_constructor.errors import Problem, nearest
 from model_constructor.source import read_text
-from trainer.build import build_registered
-from trainer.checkpoint import CheckpointError
+from trainer.build import placed
+from trainer.checkpoint import CheckpointError, writing
 from trainer.config.parameters import Signature
 from trainer.config.schemas import Registered
+from trainer.metrics import plain_numbers
 from trainer.policy import Policy, load_policy, open_run
 from trainer.registry import EVALUATION_BUILDER_REGISTRY
 from trainer.templates import EvaluationResult
@@ -42,7 +43,9 @@ def evaluate_run(
         raise ConfigError(Problem(message, config.place("train"), hint))
     entry = Registered(type=entry.type, params={**entry.params, **(params or {})})
     _check_params(entry)
-    judge = build_registered(config, EVALUATION_BUILDER_REGISTRY, entry, ("train", "evaluation"))
+    is_the_configs = entry == config.experiment.train.evaluation
+    with placed(config.place("train", "evaluation") if is_the_configs else None):
+        judge = EVALUATION_BUILDER_REGISTRY.get(entry.type)(**entry.params)
     run_dir = checkpoint.path.parent
     policy = load_policy(checkpoint.path)
     result = judge.evaluate(policy, run_dir)
@@ -52,12 +55,10 @@ def evaluate_run(
         "step": checkpoint.step,
         "evaluation": {"type": entry.type, "params": entry.params},
         "summary": result.summary,
-        "metrics": result.numbers(),
+        "metrics": plain_numbers(result.numbers()),
         "latency": latency,
         "files": [path.name for path in result.files],
     }
-    with (run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(report) + "\n")
     print(result.summary)
     if latency:
         print(
@@ -70,7 +71,16 @@ def evaluate_run(
         print(f"loss curve  {run_dir / 'loss.png'}")
     for path in result.files:
         print(f"look at     {path}")
+    keep(report, run_dir / "evaluations.jsonl")
     return result
+
+
+def keep(report: Mapping[str, Any], path: Path) -> None:
+    """As one more line, also behind one that was cut off."""
+    with writing(path.parent):
+        is_cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        with path.open("ab") as file:
+            file.write(b"\n" * is_cut + json.dumps(report, allow_nan=False).encode() + b"\n")
 
 
 def latency_of(policy: Policy) -> dict[str, float]:

@@ -28,13 +28,15 @@ class TrainResult:
     metrics: dict[str, float]  # the last logged means
     signal: int | None = None  # SIGINT or SIGTERM, when one of them ended the run early
     best: Path | None = None  # the checkpoint of the lowest validation loss, with `train.keep_best`
+    owed: tuple[str, ...] = ()  # "validation", "evaluation": what was due and is left to a resume
 
     def __str__(self) -> str:
         if self.signal is None:
             best = "" if self.best is None else f"; best {self.best}"
             return f"trained {self.step} updates; checkpoint {self.checkpoint}{best}"
+        first = f", first with its {' and '.join(self.owed)}" if self.owed else ""
         name = Signals(self.signal).name
-        return f"{name}: stopped after update {self.step}; --resume auto continues from {self.checkpoint}"
+        return f"{name}: stopped after update {self.step}; --resume auto continues from {self.checkpoint}{first}"
 
 
 def train_run(run: Run, progress: Progress) -> TrainResult:
@@ -97,7 +99,7 @@ def train_run(run: Run, progress: Progress) -> TrainResult:
                     watch.after_save(is_last=over)
     assert checkpoint is not None, "the last update is always saved"
     best = None if progress.best is None else run_dir / progress.best
-    return TrainResult(run_dir, checkpoint.path, progress.step, watch.last, signal or None, best)
+    return TrainResult(run_dir, checkpoint.path, progress.step, watch.last, signal or None, best, progress.owed)
 
 
 @contextmanager

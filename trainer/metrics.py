@@ -125,7 +125,7 @@ class MetricsFile:
             self._file = path.open("ab", buffering=0)  # of a line that finds no room nothing is left for `close`
 
     def write(self, line: Mapping[str, Any]) -> None:
-        rest = f"{json.dumps(_plain(line), allow_nan=False)}\n".encode()
+        rest = f"{json.dumps(plain_numbers(line), allow_nan=False)}\n".encode()
         with writing(self._path.parent):
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -143,7 +143,7 @@ def _is_one_of(line: Mapping[str, Any], kinds: Collection[str]) -> bool:
     return any(name.startswith(f"{kind}_") or name.startswith(f"{kind}/") for name in line for kind in kinds)
 
 
-def _plain(line: Mapping[str, Any]) -> dict[str, Any]:
+def plain_numbers(line: Mapping[str, Any]) -> dict[str, Any]:
     """JSON knows no infinity and no NaN: such a number is null."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()

@@ -56,7 +56,7 @@ def run_training(
 
 @contextmanager
 def torch_settings_kept() -> Iterator[None]:
-    """What `build_run` sets for the whole process is a run's own: a notebook goes on as before."""
+    """The switches of torch that `build_run` sets for the whole process are a run's own; a notebook keeps its own."""
     mode, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
     fills = torch.utils.deterministic.fill_uninitialized_memory  # pyrefly: ignore[missing-attribute]
     try:

@@ -91,8 +91,11 @@ class Features(dict):
 
 def heads(name: str = "head", **params: Any) -> tuple[GraphModel, nn.Module, KeyMap]:
     """Ours and theirs. Of N1, whose context is projected, theirs has neither layers over it nor future tokens."""
-    ours = build_model(GROOT / f"{name}.yaml", params=params)
-    sizes, first = ours.params, name == "head_n1"
+    first = name == "head_n1"
+    unread = ("context_heads", "context_depth", "future") if first else ()
+    read = {key: value for key, value in params.items() if key not in unread}
+    ours = build_model(GROOT / f"{name}.yaml", params=read)
+    sizes = ours.params
     inner = {**sizes, "out_dim": sizes["hidden"], "context_dim": sizes["dim"] if first else sizes["context_dim"]}
     over = {"dim": sizes["context_dim"], "heads": sizes["context_heads"], "depth": sizes["context_depth"]}
     config = FlowmatchingActionHeadConfig(

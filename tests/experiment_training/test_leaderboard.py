@@ -210,6 +210,7 @@ def test_what_hardly_moves_is_no_noise_to_a_peer() -> None:
     assert (found["std"].tolist(), found["min"].tolist(), found["max"].tolist()) == ([0.5, 1.0], [0.0, 1.0], [3.0, 3.0])
 
 
+@pytest.mark.slow
 def test_the_setting_that_reached_most_is_written_down_and_used(tmp_path: Path, ran, monkeypatch) -> None:
     reached = {FLOW.name: [20, 25, 25], ACT.name: [9, 3, 8]}
     updates = [10, 10, 40]

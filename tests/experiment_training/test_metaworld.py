@@ -192,6 +192,7 @@ def test_with_opengl_switched_off_the_paths_are_drawn(episode, tmp_path: Path, m
     assert why.startswith("no animation, for want of OpenGL (")
 
 
+@pytest.mark.slow
 def test_with_a_broken_opengl_an_evaluation_runs_and_draws_the_paths(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"

@@ -289,6 +289,37 @@ def test_adamw_is_fused_where_that_is_supported_and_follows_torchs_plain_one_to_
     assert not elsewhere.param_groups[0]["fused"]
 
 
+@pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_divided_step_is_the_step_by_divided_gradients(dtype, is_fused):
+    bounds = {"rtol": 2e-2, "atol": 1e-3} if dtype == torch.bfloat16 else {"rtol": 1e-6, "atol": 1e-7}
+    ours, theirs = make_model().to(dtype), make_model().to(dtype)
+    optimizers = [build("adamw_warmup_cosine_decay", {"peak_lr": 0.1, "total_steps": 9}, one) for one in (ours, theirs)]
+    optimizers[0].param_groups[0]["fused"] = is_fused
+    for divisor in (1.0, 1000.0):
+        for number, parameter in enumerate(ours.parameters()):
+            parameter.grad = torch.full_like(parameter, 1e-3 * (number + 1))
+        for parameter, same in zip(theirs.parameters(), ours.parameters(), strict=True):
+            parameter.grad = same.grad / divisor
+        optimizers[0].divided_step(torch.tensor(divisor))
+        optimizers[1].step()
+        torch.testing.assert_close(weights(ours), weights(theirs), **bounds)
+    assert optimizers[0].param_groups[0]["updates"] == 2
+    assert not hasattr(optimizers[0], "grad_scale")
+
+
+def test_the_step_is_wrapped_by_torch_once_whatever_other_optimizers_there_are(monkeypatch):
+    """Each of torch's wrappers marks the step for the profiler."""
+    model = make_model()
+    AdamW(model.parameters())  # wraps its class
+    optimizer = build("adamw_warmup_cosine_decay", {"peak_lr": 0.1, "total_steps": 9}, model)
+    marks = []
+    mark = torch.autograd.profiler.record_function
+    monkeypatch.setattr(torch.autograd.profiler, "record_function", lambda name: marks.append(name) or mark(name))
+    optimizer.step()
+    assert len(marks) == 1
+
+
 @pytest.mark.parametrize(("name", "params"), SHIPPED)
 def test_it_learns(name, params):
     model = make_model()

@@ -146,6 +146,7 @@ def test_the_held_out_placements_cannot_be_demonstrated(tmp_path: Path) -> None:
         record(tmp_path / "demonstrations", Recording(seed=HELD_OUT_SEED))
 
 
+@pytest.mark.slow
 def test_a_killed_recording_leaves_nothing_under_the_name(tmp_path: Path) -> None:
     root = tmp_path / "demonstrations"
     command = [sys.executable, "-m", "experiment_training.quickstart.record", "--root", str(root), "--episodes", "50"]

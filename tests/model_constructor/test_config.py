@@ -537,6 +537,20 @@ def test_a_derived_file_changes_what_the_file_of_a_block_says(files: Files):
     ]
 
 
+def test_a_whole_block_replaces_the_file_of_another(files: Files):
+    base = "schema_version: 2\nblocks: {leaf: gone.yaml}\ninputs: {x: any}\noutputs: leaf(x)\n"  # it is not read
+    main = "schema_version: 2\ndefaults: [base.yaml]\nblocks: {leaf: {inputs: {x: any}, outputs: x * 5}}\n"
+    assert build_model(files(base=base, main=main))(torch.tensor(3)) == 15
+
+
+def test_a_block_of_the_older_dialect_is_replaced_whole_or_not_at_all(files: Files):
+    old = "schema_version: 1\nmodel: {sequential: {inputs: [x], layers: [{_type_: nn.Linear, _args_: [2, 2]}]}}\n"
+    base = "schema_version: 2\nblocks: {leaf: old.yaml}\ninputs: {x: any}\nmodules: {l: leaf()}\noutputs: l(x)\n"
+    main = "schema_version: 2\ndefaults: [base.yaml]\nblocks: {leaf: {params: {by: 3}}}\n"
+    (problem, *_) = problems_of(files(old=old, base=base, main=main), model=True)
+    assert "of schema_version 1; only a whole block can replace it" in problem.message
+
+
 def test_the_file_of_a_block_may_start_from_another(files: Files):
     path = files(
         leaf=LEAF,

@@ -196,6 +196,7 @@ def test_a_cycle_through_dead_branches_alone_is_none(build: Callable):
         ("{net: 'Linear(4, 4) >> Linear(4, 4)'}", "net[0](x)", ["net[1]"]),
         ("{pair: '[[Linear(4, 4), ReLU()], [ReLU(), Linear(4, 4)]]'}", "pair[0][0](x)", ["pair[0][1]", "pair[1][0]", "pair[1][1]"]),
         ("{s: [{a: 'Linear(4, 4)', b: 'Linear(4, 4)'}]}", "s[0].a(x)", ["s[0].b"]),
+        ("{l: '(Linear(4, 4) >> ReLU()) * 2'}", "l[0](x)", ["l[1][0]", "l[1][1]"]),
     ],
 )  # fmt: skip
 def test_each_member_that_no_index_names_is_told(problems: Callable, modules: str, outputs: str, unused: list[str]):
@@ -463,13 +464,21 @@ def test_a_default_that_every_use_of_the_block_replaces_cannot_be_set(
 
     text, overrides = written("dim", 16)
     (problem,) = problems(text, overrides=overrides)
-    assert problem.message == "this sets nothing: whoever uses the block 'layer' gives 'dim'."
-    assert "base.yaml:9:" in problem.hint or ":10:" in problem.hint
+    assert problem.message == "this sets nothing: every use of the block 'layer' gives 'dim'."
+    assert problem.hint.startswith("change it there; the first is ") and ":10:" in problem.hint
     assert problem.place.text[problem.place.column - 1 :].startswith("16")
     text, overrides = written("n", 3)
     assert len(build(text, overrides=overrides).l.a) == 3
     one_without = base.replace(f"m: {used}", "m: layer()")
     assert build(one_without, overrides=["blocks.layer.params.dim=4"])(torch.ones(1, 4)).shape == (1, 4)
+
+
+def test_to_declare_a_default_anew_is_not_to_set_it(write: Callable, build: Callable):
+    base = USES_LAYER.format(used="layer(dim=dim)")
+    write(base, "base.yaml")
+    for declared in ("dim: 8", "dim: int", "dim: null"):
+        text = f"defaults: [base.yaml]\nblocks: {{layer: {{params: {{{declared}}}, outputs: 2 * a(h)}}}}\n"
+        assert build(text)(torch.ones(1, 4)).shape == (1, 4), declared
 
 
 def test_the_file_of_a_block_may_change_defaults_of_those_it_starts_from(write: Callable, build: Callable):
@@ -481,12 +490,16 @@ def test_the_file_of_a_block_may_change_defaults_of_those_it_starts_from(write: 
 def test_a_param_that_nothing_reads_cannot_be_given(write: Callable, problems: Callable, build: Callable):
     text = "params: {dim: 4, dpeth: 2}\ninputs: {x: [B, dim]}\noutputs: x\n"
     assert build(text)(torch.ones(1, 4)).shape == (1, 4)  # it may be there, as an argument that is not used may
+    told = "nothing reads the param 'dpeth': to {} it changes nothing."
     (problem,) = problems(text, params={"dpeth": 3})
-    assert problem.message == "nothing reads the param 'dpeth'." and "has no effect" in problem.hint
+    assert (problem.message, problem.place) == (told.format("give"), None) and "model.yaml:2:18" in problem.hint
     (problem,) = problems(text, overrides=["params.dpeth=3"])
-    assert problem.message == "nothing reads the param 'dpeth'." and problem.place.file == "--set"
+    assert problem.message == told.format("set") and problem.place.file == "--set"
     assert build(text, params={"dim": 3})(torch.ones(1, 3)).shape == (1, 3)
+    required = "params: {dim: int}\ninputs: {x: [B]}\noutputs: x\n"
+    assert build(required, params={"dim": 3})(torch.ones(1)).shape == (1,)  # who asks for it has to get it
     write("params: {dim: 4, depth: 2}\ninputs: {x: [B, dim]}\noutputs: x * depth\n", "base.yaml")
-    shorter = "defaults: [base.yaml]\noutputs: x\n"  # a variant that is given what the others are
-    assert build(shorter, params={"depth": 3})(torch.ones(1, 4)).shape == (1, 4)
-    assert build(shorter, overrides=["params.depth=3"])(torch.ones(1, 4)).shape == (1, 4)
+    shorter = "defaults: [base.yaml]\noutputs: x\n"
+    assert build(shorter)(torch.ones(1, 4)).shape == (1, 4)
+    assert problems(shorter, params={"depth": 3})[0].message == told.format("give").replace("dpeth", "depth")
+    assert problems(shorter, overrides=["params.depth=3"])[0].message == told.format("set").replace("dpeth", "depth")

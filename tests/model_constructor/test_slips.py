@@ -98,19 +98,19 @@ SLIPS = {  # what: (text; its first line is line 2, line, what the caret is unde
         "params: {dim: 4}\ninputs: {x: [B, 4]}\nmodules: {p: Param(dim / 2)}\noutputs: x * p\n",
         4,
         "dim / 2",
-        "Param([2.0])",
+        "write Param(float(dim / 2))",
     ),
     "a Param with half the size, as a product": (
         "params: {dim: 4}\ninputs: {x: [B, 4]}\nmodules: {p: Param(dim * 0.5)}\noutputs: x * p\n",
         4,
         "dim * 0.5",
-        "Param([2.0])",
+        "write Param(float(dim * 0.5))",
     ),
     "a Param of a list of sizes": (
         "params: {dim: 4}\ninputs: {x: [B, 4]}\nmodules: {p: 'Param([1, dim])'}\noutputs: x * p\n",
         4,
         "[1, dim]",
-        "sizes stand without brackets: Param(1, dim)",
+        "for sizes write Param(1, dim)",
     ),
     "a symbol that only a calculation names": (
         "params: {dim: 2}\ninputs: {x: [B, 2 * dmi]}\noutputs: x * dim\n",
@@ -141,6 +141,13 @@ SLIPS = {  # what: (text; its first line is line 2, line, what the caret is unde
         4,
         "heads",
         "nothing uses the module 'heads[2]'",
+    ),
+    "members of a list that only a dead branch names": (
+        "params: {n: 3}\ninputs: {x: [B, 4]}\nmodules: {l: Identity() * n}\n"
+        "outputs: 'l[0](x) + l[1](x) + l[2](x) if n > 5 else l[0](x) + l[1](x)'\n",
+        4,
+        "l",
+        "nothing uses the module 'l[2]'",
     ),
     "a value and an initialiser": (
         "inputs: {x: [B, 2]}\nmodules: {b: 'Buffer([1.0, 2.0], init=ones)'}\noutputs: x + b\n",
@@ -305,8 +312,8 @@ RUNS = {  # what: (text, what it gives for X)
     ),
     "values that are no sizes": (
         "params: {warmth: 0.5, n: 4}\ninputs: {x: [B, 4]}\nmodules: {a: Param(warmth * 2), b: Buffer(n ** 0.5)"
-        ", c: 'Buffer([1, 2, 3, 4])'}\noutputs: x * a * b * c\n",
-        lambda x: 2 * x * torch.arange(1, 5),
+        ", c: 'Buffer([1, 2, 3, n])', d: Param(float(n / 2)), e: 'Param([float(n)])'}\noutputs: x * a * b * c * d * e\n",
+        lambda x: 16 * x * torch.arange(1, 5),
     ),
     "float as a dtype": ("inputs: {x: [B, 4]}\noutputs: (x > 2).to(float)\n", lambda x: (x > 2).double()),
     "a module called map": (

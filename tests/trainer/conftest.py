@@ -56,16 +56,33 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def write_project(folder: Path) -> Path:
+    """A project folder: pyproject.toml, configs/config.yaml, a model beside the config and one below the project."""
+    (folder / "pyproject.toml").touch()
+    (folder / "configs").mkdir()
+    (folder / "models").mkdir()
+    (folder / "configs/encoder.yaml").write_text(ENCODER)
+    (folder / "models/head.yaml").write_text(HEAD)
+    (folder / "configs/config.yaml").write_text(CONFIG)
+    return folder
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project folder: pyproject.toml, configs/config.yaml, a model beside the config and one below the project."""
-    (tmp_path / "pyproject.toml").touch()
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "models").mkdir()
-    (tmp_path / "configs/encoder.yaml").write_text(ENCODER)
-    (tmp_path / "models/head.yaml").write_text(HEAD)
-    (tmp_path / "configs/config.yaml").write_text(CONFIG)
-    return tmp_path
+    return write_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `project`, with its run of seconds behind it, in runs/toy. Whoever changes it takes a copy."""
+    from trainer import train
+
+    project = write_project(tmp_path_factory.mktemp("trained"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(project / "configs/config.yaml", {"train.save_every_steps": 5})
+    torch.set_num_threads(threads)
+    return project
 
 
 @pytest.fixture

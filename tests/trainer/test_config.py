@@ -264,8 +264,8 @@ def test_a_none_is_told_instead_of_being_a_text(config: Path, project: Path) -> 
     broken(config, "batch_size: 16", "batch_size: None")
     with pytest.raises(ConfigError) as raised:
         load_run_config(config, ["train.save_dir=None", "train.project_name='None'"])
-    assert [problem.message for problem in raised.value.problems] == 2 * ["'None' is text here"]
-    assert {problem.hint for problem in raised.value.problems} == {"write null, or quote it"}
+    assert [problem.message for problem in raised.value.problems] == 2 * ["YAML reads None as text"]
+    assert {problem.hint for problem in raised.value.problems} == {"write null, or 'None' for the text"}
     run = load_run_config(config, ["data.batch_size=16", "train.save_dir=null", "train.project_name='None'"])
     assert run.name == "None"
     assert run.save_dir == project / "runs" / config.stem
@@ -450,6 +450,14 @@ def test_parts_that_do_not_need_each_other_tell_their_problems_together(config: 
     messages = ("peak_lr is -1.0", "nowhere", "kl_weight is -1.0", "episodes is 0")
     assert all(one in problem.message for one, problem in zip(messages, raised.value.problems, strict=True))
     assert not (project / "runs").exists()
+
+
+def test_an_error_that_is_no_mistake_of_the_config_takes_the_others_along(config: Path) -> None:
+    broken(config, "{type: toy_data, params: {episodes: 10}}", NOWHERE)
+    broken(config, "toy_sgd, params: {lr: 0.05}", "toy_sgd, params: {lr: -1.0}")  # torch's own ValueError
+    with pytest.raises(ValueError, match="Invalid learning rate") as raised:
+        train(config)
+    assert any(note.startswith("besides:") and "nowhere" in note for note in raised.value.__notes__)
 
 
 def test_a_trainer_tells_its_problems_beside_those_of_the_data(config: Path) -> None:

@@ -341,6 +341,7 @@ def test_a_run_that_is_stopped_within_a_validation_leaves_the_rest_of_it_to_the_
     validated = signal_in_call(batch, "validation_step", monkeypatch)
     first = train(config, overrides)
     assert (first.step, first.signal, len(validated)) == (step, signal.SIGTERM, batch)
+    assert str(first).endswith(", first with its validation" + " and evaluation" * (step == 5))
     assert_makes_up_for_it(config, overrides, first, undisturbed)
 
 

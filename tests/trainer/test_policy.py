@@ -1,6 +1,7 @@
 """A policy is rebuilt from a run folder alone, and speaks the data set's units."""
 
 import json
+import math
 import pickle
 import shutil
 import time
@@ -19,14 +20,14 @@ from trainer.data.normalization import Normalizer, load_stats, normalization_mod
 from trainer.data.preparation import Preparation
 from trainer.evaluate import main as evaluate
 from trainer.registry import EVALUATION_BUILDER_REGISTRY, TRAINER_REGISTRY
-from trainer.templates import StepOutput
+from trainer.templates import EvaluationResult, StepOutput
 
 OBSERVATION = {"observation.state": np.array([4.0, 12.0, 5.1])}
 
 
 @pytest.fixture
-def run_dir(config: Path) -> Path:
-    return train(config, {"train.save_every_steps": 5}).run_dir
+def run_dir(project: Path, trained_project: Path) -> Path:
+    return shutil.copytree(trained_project / "runs/toy", project / "runs/toy", symlinks=True)
 
 
 def test_an_action_is_the_models_in_the_data_sets_units(run_dir: Path) -> None:
@@ -331,6 +332,24 @@ def test_each_evaluation_is_kept_beside_those_before_it_with_what_it_was_of(run_
     assert all((report["checkpoint"], report["step"]) == ("step_12", 12) for report in reports)
 
 
+def test_an_evaluation_is_told_and_kept_whatever_stands_in_the_file_and_whatever_it_found(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    numbers = {"error": math.nan}
+    monkeypatch.setattr(ToyEvaluation, "evaluate", lambda *given: EvaluationResult(numbers, "no error at all"))
+    path = run_dir / "evaluations.jsonl"
+    path.write_text('{"checkpoint": "step_1')  # a crash
+    evaluate([str(run_dir)])
+    _, whole = path.read_text().splitlines()
+    assert json.loads(whole)["metrics"] == {"error": None}
+    path.unlink()
+    path.mkdir()
+    capsys.readouterr()
+    assert evaluate([str(run_dir)]) == 2
+    told = capsys.readouterr()
+    assert told.out.startswith("no error at all") and "cannot be read and written" in told.err
+
+
 def test_a_run_is_judged_by_an_evaluation_that_its_config_does_not_name(
     run_dir: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -350,6 +369,9 @@ def test_a_run_is_judged_by_an_evaluation_that_its_config_does_not_name(
     assert capsys.readouterr().out.startswith("error over 4 episodes")  # of the other's params, none is the config's
     assert evaluate([str(run_dir), "--evaluation", "other_evaluation"]) == 2
     assert "evaluation 'other_evaluation' needs the parameter 'factor'" in capsys.readouterr().err
+    assert evaluate([str(run_dir), "--set", "episodes=0"]) == 2
+    told = capsys.readouterr().err
+    assert "episodes is 0" in told and "config.yaml" not in told  # which does not say so
     assert evaluate([str(run_dir), "--evaluation", "toy_evaluatoin"]) == 2
     assert "did you mean 'toy_evaluation'?" in capsys.readouterr().err
 

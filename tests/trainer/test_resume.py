@@ -31,7 +31,10 @@ class CountingLoss(ToyLoss):
         return loss
 
 
-@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (4, 0), (4, 1), (5, 0), (10, 0), (11, 0)])
+@pytest.mark.parametrize(
+    ("stop", "workers"),
+    [(1, 0), (4, 1), (5, 0), *(pytest.param(one, 0, marks=pytest.mark.slow) for one in (4, 10, 11))],
+)
 @pytest.mark.fault("F1", "stopped after any update, of an epoch or within one")
 def test_a_resumed_run_equals_an_uninterrupted_one(config: Path, project: Path, stop: int, workers: int) -> None:
     """Twelve updates of five an epoch, with dropout and noise; the metrics' window is cut at any place."""
@@ -78,6 +81,7 @@ train(sys.argv[1], {"train.save_every_steps": 3, "train.save_dir": "runs/killed"
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_as_if_nothing_had_been(config: Path, project: Path) -> None:
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

@@ -56,7 +56,7 @@ def check_nones(source: Any) -> list[Problem]:
     problems, waiting = [], [source.tree]
     for node in waiting:
         if node.value == "None" and not node.style:
-            problems.append(Problem("'None' is text here", node.place, "write null, or quote it"))
+            problems.append(Problem("YAML reads None as text", node.place, "write null, or 'None' for the text"))
         waiting += [entry for _, entry in node.entries()]
     return problems
 

@@ -12,11 +12,15 @@ PlaceOf = Callable[..., Place | None]
 
 @contextmanager
 def collected(problems: list[Problem]) -> Iterator[None]:
-    """A ConfigError raised inside is put aside with the others."""
+    """A ConfigError raised inside is put aside with the others; any other error tells these, too."""
     try:
         yield
     except ConfigError as error:
         problems += error.problems
+    except Exception as error:
+        if problems:
+            error.add_note(f"besides:\n{ConfigError(problems)}")
+        raise
 
 
 def refuse(problems: list[Problem]) -> None:

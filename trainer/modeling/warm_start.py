@@ -52,9 +52,9 @@ def warm_start(config: RunConfig, models: nn.ModuleDict, optimizers: Mapping[str
         problems.append(Problem(f"{folder} lacks {listed(missing)}", place, hint))
     for name, component in models.items():
         if (folder / f"{name}.pt").is_file():
-            problems += _replaced(config, name)
             with collected(problems):
                 load_weights(component, folder / f"{name}.pt", place, name)
+                problems += _replaced(config, name)
     for name, optimizer in optimizers.items():
         if (folder / f"{name}_opt.pt").is_file():
             with collected(problems):

@@ -215,7 +215,7 @@ class ComponentTrainer(ABC):
             if most is None or is_short:
                 optimizer.step()
             else:
-                _step_clipped(optimizer, self._parameters[name], most, total_norm)
+                _step_clipped(optimizer, self._parameters.get(name, []), most, total_norm)
 
     def _is_sound(self, norms: Tensor, data: Batch, seed: Seed | None) -> bool:
         """`stop` reads the norms at once on a CPU and one update late on CUDA; `skip` reads those of every update."""
@@ -326,15 +326,13 @@ def _norm(gradients: list[Tensor], is_mixed: bool) -> Tensor:
 
 
 def _step_clipped(optimizer: Optimizer, parameters: list[nn.Parameter], most: float, total_norm: Tensor) -> None:
-    """A fused kernel clips while it reads the gradients, as it would unscale those of a GradScaler; for any other
-    optimizer that is a pass of its own before."""
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+    """To clip is a pass over all gradients, which an optimizer with `divided_step` saves; see OptimizerFactory."""
+    divided_step = getattr(type(optimizer), "divided_step", None)
+    if divided_step is not None:
+        divided_step(optimizer, ((total_norm.float() + 1e-6) / most).clamp(min=1.0))  # the 1e-6 is torch's
+    else:
         clip_grads_with_norm_(parameters, most, total_norm, foreach=True)
         optimizer.step()
-        return
-    vars(optimizer)["grad_scale"] = ((total_norm.float() + 1e-6) / most).clamp(min=1.0)  # as torch clips
-    optimizer.step()
-    del vars(optimizer)["grad_scale"]
 
 
 def _batch_size(data: Batch) -> int:

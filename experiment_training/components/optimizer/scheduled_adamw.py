@@ -9,6 +9,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import AdamW
 
 from experiment_training.components.optimizer.groups import Group
@@ -46,6 +48,19 @@ class ScheduledAdamW(AdamW):
             group["updates"] += 1
             group.update(self.schedule(group))
         return loss
+
+    def divided_step(self, divisor: Tensor) -> None:
+        """A step by gradients / `divisor` []. The fused kernel divides while it reads them, as for a GradScaler."""
+        if all(group["fused"] for group in self.param_groups):
+            self.grad_scale = divisor
+            try:
+                self.step()
+            finally:
+                del self.grad_scale
+            return
+        parameters = (one for group in self.param_groups for one in group["params"])
+        torch._foreach_div_([one.grad for one in parameters if one.grad is not None], divisor)
+        self.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Moments and update counts are those of `state_dict`; every other value stays what this one was made with.

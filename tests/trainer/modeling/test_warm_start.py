@@ -179,6 +179,14 @@ def test_values_that_the_files_replace_are_refused_where_the_config_asks_for_the
     warm_start(*built(config, *asked, "model.component_build_args.head={init: false, weights: null}"))
 
 
+def test_what_a_file_does_not_hold_is_told_alone(config: Path, folder: Path) -> None:
+    args = "{weights: old/head.pt, lora: {rank: 2, targets: [out]}}"
+    with pytest.raises(ConfigError) as raised:
+        warm_start(*built(config, "train.load_dir=old", f"model.component_build_args.head={args}"))
+    (problem,) = raised.value.problems
+    assert "lora_A" in problem.message
+
+
 def test_a_component_that_the_folder_does_not_fill_begins_as_its_build_args_say(config: Path, folder: Path) -> None:
     (folder / "head.pt").rename(folder.parent / "pretrained.pt")
     (folder / "head_opt.pt").unlink()
