@@ -16,7 +16,7 @@ from model_constructor import GraphModel, build_model
 FILES = [path.relative_to(ZOO) for path in sorted(ZOO.rglob("*.yaml")) if not path.name.endswith(".keys.yaml")]
 ACT = {"dim": 16, "heads": 2, "hidden": 24}
 GEMMA = {"vocab": 9, "dim": 16, "depth": 2, "heads": 2, "kv_heads": 1, "head_dim": 4, "hidden": 24}
-GROOT = {"embodiments": 2, "hidden": 8, "dim": 16, "depth": 2, "heads": 2, "context_dim": 8, "context_heads": 2}
+GROOT = {"embodiments": 2, "hidden": 8, "dim": 16, "depth": 2, "heads": 2, "context_dim": 8}
 JOINT = {"dim": 16, "hidden": 24, "expert_dim": 8, "expert_hidden": 12}
 PARAMS: dict[str, dict[str, Any]] = {  # what a file does not say itself, and smaller sizes
     "act/act.yaml": {**ACT, "encoder_depth": 1, "posterior_depth": 1},
@@ -29,7 +29,7 @@ PARAMS: dict[str, dict[str, Any]] = {  # what a file does not say itself, and sm
     "gemma/norm.yaml": {"dim": 8},
     "gpt.yaml": {"in_dim": 3, "out_dim": 2, "dim": 16, "depth": 2, "heads": 2},
     "groot/dit.yaml": {"dim": 16, "depth": 2, "heads": 2, "context_dim": 8},
-    "groot/head.yaml": GROOT,
+    "groot/head.yaml": {**GROOT, "context_heads": 2},
     "groot/head_n1.yaml": GROOT,
     "groot/vl_self_attention.yaml": {"dim": 16, "depth": 2, "heads": 2},
     "perceiver_resampler.yaml": {"dim": 16, "depth": 2, "heads": 2, "head_dim": 4},
