@@ -118,10 +118,11 @@ def _checked(
             _import(level.imports, allow_imports)
     check_names(block)
     values = bind_params(block, params, {"": tree.place})
+    in_vain = unread_params(block) & params.keys()
     problems = [
         Problem(f"nothing reads the param '{name}': to give it changes nothing.", hint=f"declared at {param.place}")
         for name, param in block.params.items()
-        if name in params and name in unread_params(block) and param.required is None
+        if name in in_vain and param.required is None  # what a file asks for has to be given
     ]
     if problems:
         raise ConfigError(problems)
