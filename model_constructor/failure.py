@@ -1,14 +1,17 @@
 """Failure: an exception on its way out of a model -> notes that say in which node it arose, and what that node read.
 
-Nothing here runs unless something fails, and nothing of what failed is kept but text.
+Nothing here runs unless something fails, and nothing of what failed is kept but text. While `torch.compile` or a
+strict `torch.export` traces, no handler of a model runs: PyTorch is asked to call `_trace_ended` when it is through.
 """
 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, islice
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,19 +38,57 @@ def explain(error: Exception, model: GraphModel) -> None:
     """
     if type(error).__module__ == "torch.utils.checkpoint":
         return  # no failure: checkpointing ends each recomputation with an exception
+    first = error.__traceback__
+    assert first is not None  # the call of this model
+    *_, root = [model, *_callers(first.tb_frame.f_back, first.tb_frame.f_code)]
+    _add_notes(error, first.tb_next, model, root)
+
+
+def explain_trace() -> None:
+    """Have a failure of the trace that PyTorch makes of a model explained; to be called where it traces only."""
+    from torch._dynamo.comptime import comptime
+
+    comptime(_trace_began)  # calls it now, and leaves nothing in the trace
+
+
+def _trace_began(context: Any) -> None:
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
     try:
-        for note in reversed(list(_notes(error, model))):
+        hooks = InstructionTranslator.current_tx().output.cleanup_hooks
+    except AttributeError:
+        return  # it is private and may change: then PyTorch alone tells of failures while tracing
+    if not any(getattr(hook, "func", None) is _trace_ended for hook in hooks):
+        hooks.append(partial(_trace_ended, sys.exc_info()[1]))
+
+
+def _trace_ended(handled: BaseException | None) -> None:
+    """Explain what ended a trace, if it failed. handled: the error within whose handler all this may happen."""
+    from torch._dynamo.exc import RestartAnalysis, SkipFrame
+
+    error = sys.exc_info()[1]
+    if error is handled or not isinstance(error, Exception) or isinstance(error, RestartAnalysis | SkipFrame):
+        return
+    call = _call()
+    if next(_callers(sys._getframe(), call), None) is not None:
+        return  # it will be explained there
+    traced = (step.names["self"] for step in frames(error.__traceback__) if step.code is call)
+    root = next(traced, None)
+    if root is not None:  # else it arose behind the model
+        _add_notes(error, error.__traceback__, root, root)
+
+
+def _add_notes(error: Exception, steps: TracebackType | None, model: GraphModel, root: GraphModel) -> None:
+    try:
+        for note in reversed(list(_notes(error, list(frames(steps)), model, root))):
             error.add_note(note)
     except Exception as fault:  # a fault of ours must not take the place of the user's error
         error.add_note(f"(where in the model file this was cannot be told: {type(fault).__name__}: {fault})")
 
 
-def _notes(error: Exception, model: GraphModel) -> Iterator[str]:
-    first = error.__traceback__
-    assert first is not None  # the call of this model
-    call, root = first.tb_frame.f_code, _outermost(first.tb_frame, model)
+def _notes(error: Exception, steps: list[Frame], model: GraphModel, root: GraphModel) -> Iterator[str]:
+    call = _call()
     path, functions = _path(model, root), _functions(model)
-    steps = list(frames(first.tb_next))
     for place, step in enumerate(steps):
         compiled = functions.get(_key(step.code))
         if step.code is call:
@@ -174,14 +215,19 @@ def _end(tree: ast.expr) -> tuple[int | None, int | None]:
     return tree.end_lineno, tree.end_col_offset
 
 
-def _outermost(call: FrameType, model: GraphModel) -> GraphModel:
-    """The first model on the stack, whose call led to this one's."""
-    frame = call.f_back
+def _call() -> CodeType:
+    """What each call of a model runs."""
+    from .model import GraphModel
+
+    return GraphModel.__call__.__code__
+
+
+def _callers(frame: FrameType | None, call: CodeType) -> Iterator[GraphModel]:
+    """The models whose calls are on the stack, the innermost first."""
     while frame is not None:
-        if frame.f_code is call.f_code:
-            model = frame.f_locals["self"]
+        if frame.f_code is call:
+            yield frame.f_locals["self"]
         frame = frame.f_back
-    return model
 
 
 def _path(module: nn.Module, root: nn.Module) -> str:

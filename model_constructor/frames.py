@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from types import CodeType, FunctionType, TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 Position = tuple[int | None, int | None, int | None, int | None]  # first and last line, first and last column
@@ -33,19 +33,6 @@ def frames(step: TracebackType | None) -> Iterator[Frame]:
             position = next(islice(frame.f_code.co_positions(), step.tb_lasti // 2, None))
             yield Frame(frame.f_code, position, frame.f_globals, frame.f_locals, False)
         step = step.tb_next
-
-
-def compile_below(function: FunctionType) -> None:
-    """Let `torch.compile` begin with what `function` calls, so that failures of it pass through `function`.
-
-    Within a larger module that is compiled, `function` is traced as any other.
-    """
-    try:
-        from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
-
-        set_code_exec_strategy(function.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT))
-    except (ImportError, AttributeError, TypeError):
-        return  # it is private and may change: then PyTorch alone tells of failures while tracing
 
 
 def _traced(interpreter: Any, instruction: Any) -> Frame:

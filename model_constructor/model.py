@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 
 from .block import Block
 from .compiler import Compiled, Held
-from .failure import explain
-from .frames import compile_below
+from .failure import explain, explain_trace
 from .interpolation import escaped
 from .source import Node, dump, read_text
 from .version1 import rename_weights
@@ -54,9 +54,11 @@ class GraphModel(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().__call__(*args, **kwargs)
+            if is_dynamo_compiling():
+                explain_trace()
+            return nn.Module.__call__(self, *args, **kwargs)
         except Exception as error:
-            if not torch.compiler.is_dynamo_compiling():
+            if not is_dynamo_compiling():
                 explain(error, self)
             raise
 
@@ -165,9 +167,6 @@ class GraphModel(nn.Module):
         """The attributes without what an open tap has set, and without compiled code, which would call this model."""
         own = {key: value for key, value in self.__dict__.items() if key != "_compiled_call_impl"}
         return {key: value for key, value in own.items() if key != "forward" or not hasattr(value, "taps")}
-
-
-compile_below(GraphModel.__call__)
 
 
 def add_members(owner: nn.Module, members: Mapping[str, nn.Module | Member]) -> None:

@@ -25,7 +25,7 @@ def benchmark(name: str) -> ModuleType:
 def test_every_contender_of_every_kind_is_timed(capsys: pytest.CaptureFixture[str]):
     threads = torch.get_num_threads()
     try:
-        benchmark("graph_model").main(["--rounds", "2", "--calls", "1"])
+        benchmark("graph_model").main(["--builds", "2", "--rounds", "1", "--calls", "1"])
     finally:
         torch.set_num_threads(threads)
     rows = [line.split("|")[1:5] for line in capsys.readouterr().out.splitlines()[2:]]

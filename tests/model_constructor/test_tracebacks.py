@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo import symbolic_convert
 from torch.utils.checkpoint import checkpoint
 
-from model_constructor import build_model, failure, frames, register
+from model_constructor import build_model, failure, register
 
 BROKEN = """\
 inputs: {x: any}
@@ -414,7 +415,7 @@ def test_what_is_no_exception_passes_untouched(build: Callable):
 def test_the_end_of_a_recomputation_is_no_failure(build: Callable, monkeypatch: pytest.MonkeyPatch):
     """Checkpointing stops each recomputation by an exception: to explain that would cost time in every step."""
     explained = []
-    monkeypatch.setattr(failure, "_notes", lambda error, _: explained.append(error) or [])
+    monkeypatch.setattr(failure, "_notes", lambda error, *_: explained.append(error) or [])
     model = build('inputs: {x: any}\nmodules: {a: "Linear(3, 3)"}\ngraph: {h: sigmoid(a(x))}\noutputs: h * 2 + 1\n')
     checkpoint(model, X.clone().requires_grad_(), use_reentrant=False).sum().backward()
     assert explained == []
@@ -461,6 +462,7 @@ COMPILED = {
     "torch.compile": lambda model: torch.compile(model, backend="eager"),
     "fullgraph": lambda model: torch.compile(model, backend="eager", fullgraph=True),
     "Module.compile": lambda model: (model.compile(backend="eager"), model)[1],
+    "within another module": lambda model: torch.compile(nn.Sequential(model), backend="eager"),
 }
 compiled = pytest.mark.parametrize("compiled", COMPILED.values(), ids=COMPILED)
 
@@ -502,16 +504,36 @@ def test_the_note_on_a_failure_while_tracing_tells_values_of_every_kind(build: C
     assert "named {a: 2}" in told and "unread [1] int64" in told
 
 
-def test_within_a_compiled_module_of_another_kind_the_message_holds_the_lines(build: Callable, tmp_path: Path):
+def test_a_failure_while_tracing_arises_outside_of_the_model(build: Callable):
+    """Nothing of the model file is told of it, and nothing hides it."""
+
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = build("inputs: {x: any}\noutputs: x * 2\n")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x) @ x
+
     torch._dynamo.reset()
-    error = failing(torch.compile(nn.Sequential(build(BROKEN)), backend="eager"), X)
-    assert f'  File "{tmp_path}/model.yaml", line 8, in forward\n    l(h) * 3\n' in str(error)
+    error = failing(torch.compile(Behind(), backend="eager"), X)
+    assert "a and b must have same reduction dim" in str(error) and notes(error) == []
 
 
-def test_where_pytorch_cannot_begin_below_a_call_nothing_is_lost(monkeypatch: pytest.MonkeyPatch):
+def test_a_trace_that_succeeds_adds_nothing_to_an_error_that_is_being_handled(build: Callable):
+    torch._dynamo.reset()
+    try:
+        torch.compile(nn.Sequential(build(BROKEN)), backend="eager")(X)
+    except RuntimeError as error:
+        told = notes(error)
+        torch.compile(nn.Sequential(build("inputs: {x: any}\noutputs: x * 2\n")), backend="eager")(X)
+        assert notes(error) == told and len(told) == 1
+
+
+def test_where_pytorch_tells_nobody_that_a_trace_ends_nothing_is_lost(monkeypatch: pytest.MonkeyPatch):
     """It is a private part of PyTorch that may move."""
-    monkeypatch.delattr(torch._C._dynamo.eval_frame, "set_code_exec_strategy")
-    frames.compile_below(failing)
+    monkeypatch.setattr(symbolic_convert.InstructionTranslator, "current_tx", lambda: object())
+    failure._trace_began(None)
 
 
 def test_a_failure_in_export_shows_line_caret_and_note(build: Callable, tmp_path: Path):
@@ -520,10 +542,11 @@ def test_a_failure_in_export_shows_line_caret_and_note(build: Callable, tmp_path
     assert notes(error) == ["model.yaml:8:5  in node 'y' of 'model', calling l: h [2, 3] float32"]
 
 
-def test_a_failure_in_strict_export_holds_the_lines_of_the_file(build: Callable, tmp_path: Path):
-    torch._dynamo.reset()
-    error = failing(lambda: torch.export.export(build(BROKEN), (X,), strict=True))
-    assert (f"{tmp_path}/model.yaml", 8) in [(frame.filename, frame.lineno) for frame in error.real_stack]
+@pytest.mark.parametrize("around", [lambda model: model, nn.Sequential], ids=["alone", "within another module"])
+def test_a_failure_in_strict_export_shows_line_caret_and_note(build: Callable, around: Callable):
+    error = failing(lambda: torch.export.export(around(build(BROKEN)), (X,), strict=True))
+    note = "model.yaml:8:5  in node 'y' of 'model', calling l: h [2, 3] float32"
+    assert notes(error) == [f"{note}\n    l(h) * 3\n    ^^^^"]
 
 
 def test_a_graph_break_names_the_line_of_the_file(build: Callable, tmp_path: Path):
