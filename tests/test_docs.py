@@ -30,6 +30,7 @@ from trainer.registry.plugins import load_shipped_plugins
 ROOT = Path(__file__).parents[1]
 DIALECT, TRAINING, OWN_DATA = (ROOT / "docs" / name for name in ("dialect.md", "training.md", "own_data.md"))
 PAGES = (ROOT / "README.md", DIALECT, TRAINING, OWN_DATA)
+QUICK = PAGES[:2]  # those that train nothing
 QUICKSTART = ROOT / "experiment_training/quickstart/pick_place.yaml"  # what a fragment of a train config is laid over
 REGISTRIES = [getattr(registry, name) for name in registry.__all__]
 DATA_PARAMS: dict[str, Mapping[str, Any]] = {
@@ -69,7 +70,7 @@ def fenced(page: Path, whole: bool) -> list[Fenced]:
 @pytest.mark.parametrize(
     "page, whole",
     [
-        *(pytest.param(page, False, id=page.name) for page in PAGES),
+        *(pytest.param(page, False, id=page.name, marks=() if page in QUICK else pytest.mark.slow) for page in PAGES),
         pytest.param(OWN_DATA, True, id="own_data.md, whole", marks=pytest.mark.slow),
     ],
 )

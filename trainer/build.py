@@ -166,7 +166,8 @@ def build_data(config: RunConfig, device: torch.device, world: World) -> RunData
     }
     if data.validation is not None:
         opt_params["validation"] = {**data.validation.model_dump(exclude_none=True), "seed": config.experiment.seed}
-    with placed(config.place("data", "datamodule"), partial(data_param_place, config)):
+    key = ("data", "datamodule")
+    with placed(config.place(*key), partial(param_place, config, key, data.datamodule.params)):
         factory = DATASET_BUILDER_REGISTRY.get(data.datamodule.type)()
         params = Params(data.datamodule.params)
         bundle = factory.build(opt_params, params)
@@ -365,7 +366,7 @@ def synchronise_batch_norms(models: nn.ModuleDict, device: torch.device, world: 
 def build_registered(
     config: RunConfig, registry: Registry, entry: Registered, key: tuple[str, ...], **given: Any
 ) -> Any:
-    with placed(config.place(*key)):
+    with placed(config.place(*key), partial(param_place, config, key, entry.params)):
         return registry.get(entry.type)(**given, **entry.params)
 
 
@@ -382,12 +383,12 @@ def placed(place: Place | None, of: Callable[[str], Place | None] = lambda messa
         raise
 
 
-def data_param_place(config: RunConfig, message: str) -> Place | None:
-    """The param of the data set that a message speaks of, by its name or by its value."""
+def param_place(config: RunConfig, key: tuple[str, ...], params: Mapping[str, Any], message: str) -> Place | None:
+    """The param of a registered component that a message speaks of, by its name or by its value."""
     words = set(re.findall(r"\w+", message))
-    for name, value in config.experiment.data.datamodule.params.items():
+    for name, value in params.items():
         if name in words or (len(str(value)) > 2 and str(value) in message):
-            return config.place("data", "datamodule", "params", name)
+            return config.place(*key, "params", name)
     return None
 
 

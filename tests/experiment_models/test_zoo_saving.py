@@ -67,7 +67,7 @@ def saved(model: GraphModel, folder: Path) -> GraphModel:
     return GraphModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("again", [pickled, saved])
+@pytest.mark.parametrize("again", [pickled, pytest.param(saved, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in DEFAULT else pytest.mark.slow) for name in map(str, FILES)],

@@ -12,12 +12,12 @@ from model_constructor import build_model
 RESNETS = [  # the larger ones in float32, for time
     ("resnet18", [2, 2, 2, 2], 2, (64, 64), torch.float64),
     ("resnet18", [2, 2, 2, 2], 3, (33, 70), torch.float32),
-    ("resnet34", [3, 4, 6, 3], 2, (33, 33), torch.float32),
+    pytest.param("resnet34", [3, 4, 6, 3], 2, (33, 33), torch.float32, marks=pytest.mark.slow),
 ]
 VITS = [
     ("vit_tiny_patch16_224", 192, 3, 2, 48, torch.float64),
     ("vit_tiny_patch16_224", 192, 3, 3, 32, torch.float64),
-    ("vit_small_patch16_224", 384, 6, 2, 32, torch.float32),
+    pytest.param("vit_small_patch16_224", 384, 6, 2, 32, torch.float32, marks=pytest.mark.slow),
 ]
 
 

@@ -241,6 +241,7 @@ def test_the_table_pools_the_seeds_and_says_how_sure_it_is(tmp_path: Path) -> No
         assert min(picture.size) > 200
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_badly_says_its_last_words(tmp_path: Path) -> None:
     cell = Cell(Task("no-task-v3", 1), FLOW, 0, 1.0)
     with pytest.raises(CellFailed, match=r"no-task-v3(?s:.*)ended with code 1(?s:.*)nowhere"):

@@ -158,6 +158,7 @@ def test_a_wrong_parameter_is_refused_at_once(params: dict, message: str) -> Non
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_rollout_is_an_animation(episode, tmp_path: Path) -> None:
     (tmp_path / "rollout.png").touch()  # of an evaluation without OpenGL, in the same folder
     file = film.film_episode(episode, tmp_path)

@@ -170,6 +170,7 @@ def test_a_camera_that_the_data_set_does_not_have_is_told(run):
         run.trainer.compute_loss(batch)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_and_makes_no_policy(tmp_path):
     run_dir = assert_resumes_exactly(TINY, tmp_path, {"train.validate_every": 5, "data.validation.fraction": 0.3})
     with pytest.raises(ConfigError, match="trainer 'mutual_information_estimator_trainer' has no `predict`"):

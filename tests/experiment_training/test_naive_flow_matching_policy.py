@@ -142,6 +142,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert_resumes_exactly(TINY, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_full_size_is_as_large_as_it_says():
     backbones = {f"{camera}_backbone": 11_439_168 for camera in CAMERAS}
     rest = {"info_embedder": 6_318_592, "action_decoder": 35_218_968}

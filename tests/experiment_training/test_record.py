@@ -85,6 +85,7 @@ def test_an_expert_that_always_fails_is_an_error(tmp_path: Path, monkeypatch) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_where_the_expert_fails_the_next_placement_takes_its_place(monkeypatch) -> None:
     placed = []
 

@@ -153,7 +153,7 @@ def test_diameter_is_the_distance_that_the_solver_begins_at():
 
 
 @pytest.mark.parametrize("scale", [0.01, 1, *(pytest.param(one, marks=pytest.mark.slow) for one in (10, 100))])
-@pytest.mark.parametrize(("p", "blur"), [(1, 0.5), (2, 1.0)])
+@pytest.mark.parametrize(("p", "blur"), [(1, 0.5), pytest.param(2, 1.0, marks=pytest.mark.slow)])
 def test_without_a_diameter_it_is_about_as_accurate_as_with_that_of_the_points(p, blur, scale):
     """Normalised points (scale 1), smaller ones and larger ones. It is a matter of where the last steps fall."""
     params = {"p": p, "blur": blur * scale, "lam_state": 0.2}

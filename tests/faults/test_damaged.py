@@ -145,7 +145,9 @@ def cut_in_half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", [cut_in_half, emptied, zeroed, Path.unlink])
+@pytest.mark.parametrize(
+    "damage", [cut_in_half, *(pytest.param(one, marks=pytest.mark.slow) for one in (emptied, zeroed, Path.unlink))]
+)
 @pytest.mark.parametrize(
     "name",
     [
@@ -198,8 +200,20 @@ def plant(path: Path, way: str) -> Path:
     return effect
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["encoder.pt", "head_opt.pt", "head_ema.pt", "training_state.pt"])
+QUICK_WAYS = {  # each file once, and each way
+    *(("encoder.pt", "torch's format"), ("head_opt.pt", "a plain pickle")),
+    *(("head_ema.pt", "torch's format"), ("training_state.pt", "torch's old format")),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=() if (name, way) in QUICK_WAYS else pytest.mark.slow)
+        for name in ("encoder.pt", "head_opt.pt", "head_ema.pt", "training_state.pt")
+        for way in WAYS
+    ],
+)
 @pytest.mark.fault("F13", "a pickle with code in each file of a checkpoint, its hash made to fit")
 def test_code_in_a_checkpoint_is_never_run(
     stopped: Project, capsys: pytest.CaptureFixture, name: str, way: str
@@ -227,8 +241,14 @@ def test_the_pickled_statistics_are_never_read(stopped: Project, undisturbed: Pa
     assert not effect.exists()
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["encoder.pt", "head_opt.pt"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=() if (name, way) in QUICK_WAYS else pytest.mark.slow)
+        for name in ("encoder.pt", "head_opt.pt")
+        for way in WAYS
+    ],
+)
 @pytest.mark.fault("F13", "a pickle with code in train.load_dir and as weights")
 def test_code_in_foreign_weights_is_never_run(
     stopped: Project, capsys: pytest.CaptureFixture, name: str, way: str

@@ -72,7 +72,7 @@ def in_update(number: int, act: Callable[[], object]) -> Callable[[Tensor], Tens
     return loss
 
 
-@pytest.mark.parametrize("room_kb", [0, 4, 20])
+@pytest.mark.parametrize("room_kb", [4, *(pytest.param(one, marks=pytest.mark.slow) for one in (0, 20))])
 @pytest.mark.fault("F7", "the disk is full at a save, with room for none, one or some of its files")
 def test_a_full_disk_ends_the_run_and_leaves_the_older_checkpoint(
     project: Project, undisturbed: Path, disk: Disk, hook: Callable, capsys: pytest.CaptureFixture, room_kb: int
@@ -91,6 +91,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_older_checkpoint(
     assert_ended_alike(project.run_dir, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F7", "the disk is full at every later save: retention keeps the only checkpoint")
 def test_a_disk_that_stays_full_costs_no_checkpoint(
     project: Project, undisturbed: Path, disk: Disk, hook: Callable
@@ -168,7 +169,10 @@ def immutable(path: Path) -> Iterator[None]:
         subprocess.run(["chattr", "-R", "-i", run_dir], stderr=subprocess.DEVNULL)  # of the links it complains
 
 
-@pytest.mark.parametrize("name", [".", "head.pt"], ids=["the folder", "a file in it"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(".", id="the folder", marks=pytest.mark.slow), pytest.param("head.pt", id="a file in it")],
+)
 @pytest.mark.fault("F8", "an old checkpoint cannot be removed")
 def test_an_old_checkpoint_that_cannot_be_removed_is_told_once(
     project: Project, undisturbed: Path, capsys: pytest.CaptureFixture, name: str

@@ -33,7 +33,7 @@ def stopped(undisturbed: Path, tmp_path: Path) -> Project:
     return project
 
 
-@pytest.mark.parametrize("resume", ["none", "auto"])
+@pytest.mark.parametrize("resume", [pytest.param("none", marks=pytest.mark.slow), "auto"])
 @pytest.mark.fault("F22", "a second run in the same folder")
 def test_a_second_run_in_the_folder_is_refused(
     project: Project, undisturbed: Path, capsys: pytest.CaptureFixture, resume: str
@@ -109,7 +109,12 @@ def at_an_absolute_path(link: Path) -> None:
     link.symlink_to("/nowhere/step_4")
 
 
-@pytest.mark.parametrize("change", [Path.unlink, nowhere, at_an_older_one, at_itself, at_an_absolute_path])
+SLOW_CHANGES = (Path.unlink, at_itself, at_an_absolute_path)
+
+
+@pytest.mark.parametrize(
+    "change", [nowhere, at_an_older_one, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW_CHANGES)]
+)
 @pytest.mark.fault("F24", "`latest` is missing or points elsewhere")
 def test_the_newest_checkpoint_is_found_whatever_latest_says(
     stopped: Project, undisturbed: Path, change: Callable[[Path], None], capsys: pytest.CaptureFixture
@@ -143,7 +148,14 @@ def test_a_folder_that_was_moved_goes_on(stopped: Project, undisturbed: Path) ->
     assert_ended_alike(moved, undisturbed)
 
 
-@pytest.mark.parametrize("now", [0, 1, 4e9], ids=["1970", "a second later", "2096"])
+@pytest.mark.parametrize(
+    "now",
+    [
+        pytest.param(0, id="1970"),
+        pytest.param(1, id="a second later", marks=pytest.mark.slow),
+        pytest.param(4e9, id="2096", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.fault("F24", "files are dated wrongly")
 def test_the_dates_of_files_do_not_matter(stopped: Project, undisturbed: Path, now: float) -> None:
     for path in stopped.run_dir.rglob("*"):

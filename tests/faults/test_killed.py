@@ -122,6 +122,7 @@ def kill_and_restart(project: Project, undisturbed: Path, kills: int) -> tuple[i
     return in_a_save, finished
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F5", "kill -9 at random instants")
 def test_killed_at_random_instants(project: Project, undisturbed: Path) -> None:
     kill_and_restart(project, undisturbed, 3)
@@ -141,10 +142,10 @@ def test_killed_at_200_random_instants(project: Project, undisturbed: Path) -> N
 @pytest.mark.parametrize(
     ("number", "place"),
     [
-        pytest.param(signal.SIGTERM, "save"),
+        pytest.param(signal.SIGTERM, "save", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "validation", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "step", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, "save", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "save"),
         pytest.param(signal.SIGINT, "step", marks=pytest.mark.slow),
     ],
 )

@@ -142,6 +142,7 @@ def test_any_change_of_what_is_computed_has_another_hash(hash_of: Callable, what
     assert hash_of(text) != hash_of(MODEL)
 
 
+@pytest.mark.slow
 def test_no_two_of_the_changes_have_the_same_hash(hash_of: Callable):
     hashes = [hash_of(edited(changes)) for changes in DIFFERENT.values()]
     assert len({*hashes}) == len(hashes)

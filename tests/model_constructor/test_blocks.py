@@ -54,6 +54,10 @@ NO_META = {"HuggingFaceBackbone of text"}  # transformers 4.57 asks for autocast
 
 
 SLOW = {"HuggingFaceBackbone of text"}
+SLOW_TO_COMPILE = SLOW | {  # networks of others' code, and what is compiled in test_torch_tools.py or beside it here
+    *("TimmBackbone", "HuggingFaceBackbone", "MLP", "SinusoidalEmbedding"),
+    *("masked attention", "VectorQuantizer with noise"),
+}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
@@ -76,6 +80,11 @@ def test_every_shipped_type_has_a_case():
     assert {type(make()).__name__ for make, _ in CASES.values()} == set(blocks.__all__)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_TO_COMPILE)) for name in CASES],
+    indirect=True,
+)
 @pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_compiles_whole(case: tuple[nn.Module, tuple[Any, ...]], training: bool):
     module, arguments = case[0].train(training), case[1]

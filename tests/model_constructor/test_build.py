@@ -614,6 +614,7 @@ def limited(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_absurd_sizes_are_refused_before_memory_is_touched():
     values = ["Param(10 ** 6, 10 ** 6)", "Buffer(zeros(10 ** 6, 10 ** 6))"]

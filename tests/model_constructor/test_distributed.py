@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model_constructor import GraphModel, build_model
 
+pytestmark = pytest.mark.slow
 PROCESSES, STEPS, ROWS = 2, 3, 8
 MODEL = {
     "schema_version": 2,

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -155,30 +156,26 @@ def is_allowed(fate: Fate) -> bool:
     return fate.kind in ("model", "refused") and all(fate.places) and fate.harmless
 
 
-def mutate(count: int, seed: int, tmp_path: Path) -> None:
+def mutate(count: int, seed: int, tmp_path: Path, cell: Cell) -> None:
     """Build mutations, and fail with every one that ends otherwise than it may."""
     dice = random.Random(seed)
-    cell = Cell(*WARM)
     made = folders(tmp_path)
     fates: Counter[str] = Counter()
     wrong: list[str] = []
-    try:
-        for _ in range(count):
-            file = dice.choice(VALID)
-            text = file.read_text(encoding="utf-8")
-            for _ in range(dice.choice([1, 1, 1, 2])):
-                try:
-                    text = dice.choice(MUTATIONS)(text, dice)
-                except (yaml.YAMLError, IndexError, AttributeError):  # it is no tree any more
-                    continue
-            path = made[file.parent] / "mutated.yaml"
-            path.write_bytes(text[:SMALL].encode("utf-8", "surrogatepass"))
-            fate = cell.build(path)
-            fates[fate.kind] += 1
-            if not is_allowed(fate):
-                wrong.append(f"{fate}\nof {file}:\n{text}")
-    finally:
-        cell.close()
+    for _ in range(count):
+        file = dice.choice(VALID)
+        text = file.read_text(encoding="utf-8")
+        for _ in range(dice.choice([1, 1, 1, 2])):
+            try:
+                text = dice.choice(MUTATIONS)(text, dice)
+            except (yaml.YAMLError, IndexError, AttributeError):  # it is no tree any more
+                continue
+        path = made[file.parent] / "mutated.yaml"
+        path.write_bytes(text[:SMALL].encode("utf-8", "surrogatepass"))
+        fate = cell.build(path)
+        fates[fate.kind] += 1
+        if not is_allowed(fate):
+            wrong.append(f"{fate}\nof {file}:\n{text}")
     assert not wrong, f"{len(wrong)} of {count}:\n" + "\n\n".join(wrong[:10])
     assert min(fates["model"], fates["refused"]) > count / 20, fates
 
@@ -196,11 +193,12 @@ def cell() -> Iterator[Cell]:
     cell.close()
 
 
-def test_of_any_file_comes_a_model_or_an_error_with_its_place(tmp_path: Path):
-    mutate(300, 0, tmp_path)
+def test_of_any_file_comes_a_model_or_an_error_with_its_place(tmp_path: Path, cell: Cell):
+    mutate(100, 0, tmp_path, cell)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_of_any_of_many_files_comes_a_model_or_an_error_with_its_place(tmp_path: Path, seed: int):
-    mutate(2500, seed, tmp_path)
+    with closing(Cell(*WARM)) as cell:
+        mutate(2500, seed, tmp_path, cell)

@@ -49,6 +49,7 @@ def test_a_relative_import_never_leaves_its_package():
                     assert part.level <= depth, file
 
 
+@pytest.mark.slow
 def test_importing_model_constructor_is_light():
     heavy = ["lerobot", "transformers", "pydantic", "matplotlib", "trainer", "metaworld", "pandas"]
     code = f"import sys, model_constructor; print([name for name in {heavy} if name in sys.modules])"

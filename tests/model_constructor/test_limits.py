@@ -73,7 +73,10 @@ def test_any_other_file_may(write_inside: Callable, what: str, monkeypatch: pyte
     assert torch.equal(build_model(write_inside(REACHING[what][0]))(x), x)
 
 
-@pytest.mark.parametrize(("text", "said"), LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [pytest.param(*LARGE[what], id=what, marks=[pytest.mark.slow] * (what == "modules")) for what in LARGE],
+)
 def test_an_untrusted_file_is_small(write_inside: Callable, text: str, said: str):
     path = write_inside(text)
     with torch.device("meta"):

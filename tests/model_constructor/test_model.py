@@ -156,6 +156,7 @@ def test_a_pickle_of_an_inner_block_brings_that_block_back(model: GraphModel):
     same(pickle.loads(pickle.dumps(model.layers[1])), model.layers[1], (h, clock))
 
 
+@pytest.mark.slow
 def test_a_pickle_is_read_in_a_fresh_process_without_the_file(model: GraphModel, inputs: tuple, tmp_path: Path):
     torch.save(model, tmp_path / "model.pt")
     torch.save((inputs, model(*inputs)), tmp_path / "data.pt")

@@ -208,6 +208,7 @@ def test_deep_nesting_is_refused(shape: str, depth: int):
         read_text(shape * depth, "m.yaml")
 
 
+@pytest.mark.slow
 def test_nesting_without_end_does_not_end_the_interpreter():
     code = (
         "from model_constructor import ConfigError\nfrom model_constructor.source import read_text\n"
@@ -250,6 +251,7 @@ def test_a_number_of_thousands_of_digits_is_refused():
         plain("a: " + "9" * 5000)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a device that never ends")
 def test_a_device_that_never_ends_is_not_read():
     code = (

@@ -244,7 +244,7 @@ def test_a_copy_or_pickle_made_while_a_tap_is_open_is_not_tapped(model: GraphMod
     assert len(taps["h"]) == 2
 
 
-@pytest.mark.parametrize("how", ["compiled before", "compiled inside"])
+@pytest.mark.parametrize("how", [pytest.param("compiled before", marks=pytest.mark.slow), "compiled inside"])
 def test_it_works_under_torch_compile(model: GraphModel, inputs: tuple, how: str):
     torch._dynamo.reset()
     expected = by_hand(model, *inputs)

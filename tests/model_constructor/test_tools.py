@@ -432,6 +432,7 @@ def test_the_command_is_installed_under_its_name():
     assert getattr(importlib.import_module(module), name) is main
 
 
+@pytest.mark.slow
 def test_the_module_runs_and_a_reader_that_leaves_is_no_error(decoder: str):
     command = [sys.executable, "-m", "model_constructor", "check", decoder]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -376,6 +376,7 @@ def test_it_compiles_to_one_graph_with_the_same_gradients(build: Callable, backe
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_takes_another_batch_size(build: Callable):
     model = build(POLICY, params={"depth": 1}).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -385,6 +386,7 @@ def test_a_compiled_model_takes_another_batch_size(build: Callable):
             torch.testing.assert_close(compiled(*given), model(*given))
 
 
+@pytest.mark.slow
 def test_dropout_in_a_compiled_model_follows_the_mode(build: Callable):
     model = build(POLICY, params={"depth": 1, "drop": 0.5})
     compiled, inputs = torch.compile(model, fullgraph=True, backend="aot_eager"), batch(2)
@@ -403,6 +405,7 @@ def test_eight_equal_blocks_compile_as_often_as_a_class_written_by_hand(build: C
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_a_graph_break_in_a_member_splits_the_graph_as_by_hand(build: Callable):
     class Breaking(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -429,7 +432,7 @@ def exported(model: GraphModel, strict: bool) -> torch.export.ExportedProgram:
     return torch.export.export(model.eval(), batch(3), dynamic_shapes=shapes, strict=strict)
 
 
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_it_exports_with_a_dynamic_batch(model: GraphModel, strict: bool):
     program = exported(model, strict)
     for size in (2, 7):
@@ -442,7 +445,7 @@ def test_it_exports_with_a_dynamic_batch(model: GraphModel, strict: bool):
     torch.testing.assert_close(torch.export.load(file).module()(*inputs), model(*inputs))
 
 
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_each_exported_node_names_its_line_of_the_file(model: GraphModel, tmp_path: Path, strict: bool):
     lines = (tmp_path / "model.yaml").read_text().splitlines()
     calls = [node for node in exported(model, strict).graph.nodes if node.op == "call_function"]
@@ -457,6 +460,7 @@ def test_each_exported_node_names_its_line_of_the_file(model: GraphModel, tmp_pa
     assert len(calls) > 80
 
 
+@pytest.mark.slow
 def test_it_exports_to_onnx_with_a_dynamic_batch(model: GraphModel, tmp_path: Path):
     onnxruntime = pytest.importorskip("onnxruntime")
     size = torch.export.Dim("batch", min=2, max=64)

@@ -56,6 +56,18 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def pictures() -> None:
+    """For who looks at the picture of the losses."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture of the losses takes as long as the runs; nobody else looks at it."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("trainer.watch.draw_curves", lambda *given, **named: None)
+
+
 def write_project(folder: Path) -> Path:
     """A project folder: pyproject.toml, configs/config.yaml, a model beside the config and one below the project."""
     (folder / "pyproject.toml").touch()

@@ -104,11 +104,10 @@ def test_a_schedule_free_average_is_what_the_optimizers_own_switch_gives() -> No
 @pytest.mark.parametrize(
     ("overrides", "averaged"),
     [
-        ({**FREE}, {"encoder"}),
-        ({"train.ema": {"decay": 0.8}}, {"encoder", "head"}),
-        ({**FREE, "train.ema": {}}, {"encoder", "head"}),
+        pytest.param({**FREE}, {"encoder"}, id="schedule-free", marks=pytest.mark.slow),
+        pytest.param({"train.ema": {"decay": 0.8}}, {"encoder", "head"}, id="ema of all", marks=pytest.mark.slow),
+        pytest.param({**FREE, "train.ema": {}}, {"encoder", "head"}, id="both"),
     ],
-    ids=["schedule-free", "ema of all", "both"],
 )
 def test_averages_are_saved_validated_and_loaded_by_a_policy(config: Path, overrides: dict, averaged: set[str]) -> None:
     result = train(config, {**HELD_OUT, **overrides, "train.trainer.params": {"noise": 0.0}})

@@ -187,6 +187,7 @@ for attempt in range(int(sys.argv[2]) + 1):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_of_a_save_a_run_has_a_valid_checkpoint(tmp_path: Path) -> None:
     """One process after another, each killed at its n-th flush, rename or link; the older one is always there."""
     last = 12

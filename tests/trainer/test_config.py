@@ -452,6 +452,21 @@ def test_parts_that_do_not_need_each_other_tell_their_problems_together(config: 
     assert not (project / "runs").exists()
 
 
+def test_what_a_constructor_refuses_is_told_at_the_param_that_it_speaks_of(config: Path) -> None:
+    line = broken(config, "params: {episodes: 2}", "params: {episodes: 0}")
+    with pytest.raises(ConfigError) as raised:
+        train(config)
+    place = raised.value.problems[0].place
+    assert (place.line, config.read_text().splitlines()[line - 1][place.column - 1 :][:2]) == (line, "0}")
+
+
+def test_what_a_constructor_refuses_is_told_at_the_override_that_gave_it(config: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        train(config, {"train.evaluation.params.episodes": -7})
+    place = raised.value.problems[0].place
+    assert (place.file, place.text) == ("--set", "train.evaluation.params.episodes=-7")
+
+
 def test_an_error_that_is_no_mistake_of_the_config_takes_the_others_along(config: Path) -> None:
     broken(config, "{type: toy_data, params: {episodes: 10}}", NOWHERE)
     broken(config, "toy_sgd, params: {lr: 0.05}", "toy_sgd, params: {lr: -1.0}")  # torch's own ValueError

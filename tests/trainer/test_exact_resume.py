@@ -20,6 +20,7 @@ from toy_compare import assert_equal_checkpoints, lines_of, tensors_of
 
 from trainer.checkpoint import checkpoint_folders, newest_checkpoint
 
+pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent / "reference_run"
 STOPPED = 99
 LAST = 14
@@ -139,10 +140,7 @@ def test_the_reference_run_has_all_that_makes_a_resume_hard(driver: Driver) -> N
     assert {"half", "save", "fsync", "rename", "replace", "symlink", "half a text", "line"} <= set(names)
 
 
-DETERMINISTIC = pytest.param({"train.deterministic": True}, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("overrides", [{"data.num_workers": 2}, DETERMINISTIC], ids=str)
+@pytest.mark.parametrize("overrides", [{"data.num_workers": 2}, {"train.deterministic": True}], ids=str)
 def test_a_second_run_is_equal_with_workers_and_with_deterministic_algorithms(driver: Driver, overrides: dict) -> None:
     """Without this, no other test here says anything."""
     assert_equal_runs(driver.finish(f"other-{next(iter(overrides))}", overrides), driver.whole())
@@ -171,7 +169,6 @@ def test_stopped_within_saves_and_off_them_twice_within_one_epoch_it_ends_equal(
     assert_equal_runs(driver.finish("stopped"), driver.whole())
 
 
-@pytest.mark.slow
 def test_another_number_of_processes_continues_the_order_of_the_samples(driver: Driver, tmp_path: Path) -> None:
     """Two processes with batches of 4 take each update's samples as one with batches of 8 does, also from the middle."""
     names = {"two": (2, 4), "one": (1, 8), "both": (2, 4)}
@@ -202,7 +199,6 @@ def samples(path: Path, processes: int) -> list:
 MATRIX = [(processes, workers) for processes in (1, 2) for workers in (0, 2)]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("processes", "workers"), MATRIX)
 def test_gone_after_each_write_flush_and_rename_it_ends_equal(driver: Driver, processes: int, workers: int) -> None:
@@ -221,7 +217,6 @@ def test_gone_after_each_write_flush_and_rename_it_ends_equal(driver: Driver, pr
     print(f"\n{processes} processes, {workers} workers: {len(steps)} starts, each gone at another event; steps {steps}")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_gone_between_a_rename_and_the_end_of_retention_it_ends_equal(driver: Driver) -> None:
     """From the same folder each time: links, and the removal of what is older, file by file."""
@@ -241,7 +236,6 @@ def test_gone_between_a_rename_and_the_end_of_retention_it_ends_equal(driver: Dr
     print(f"\ngone at {names[renames[0] - 1 : renames[0] + 29]}")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("processes", "workers"), MATRIX)
 @pytest.mark.fault("F2", "1 and 2 processes, 0 and 2 workers, all that draws: kill -9 at random instants")
@@ -259,7 +253,6 @@ def test_killed_at_random_instants_it_ends_equal(driver: Driver, processes: int,
     print(f"\n{processes} processes, {workers} workers: killed {len(steps)} times; steps {steps}")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.fault("F3", "a resume of a resume, twice in one epoch: 2 processes, 0 and 2 workers")
@@ -275,7 +268,6 @@ def test_sigterm_to_one_of_two_processes_saves_on_both_and_it_ends_equal(
     assert_equal_runs(driver.finish(name, overrides, 2), driver.whole(2))
 
 
-@pytest.mark.slow
 def test_three_processes_add_up_in_one_order(driver: Driver) -> None:
     """The sum of two numbers does not depend on their order; that of three does."""
     overrides = {"data.batch_size": 3}
@@ -284,7 +276,6 @@ def test_three_processes_add_up_in_one_order(driver: Driver) -> None:
     assert_equal_runs(driver.finish("three", overrides, 3), whole)
 
 
-@pytest.mark.slow
 def test_two_threads_are_as_exact_as_one(driver: Driver) -> None:
     """Sums are taken in another order than with one thread, and in the same one every time."""
     whole = driver.finish("threads-whole", threads=2)
@@ -303,7 +294,6 @@ def video_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0)])
 def test_killed_ten_times_on_a_real_video_set_it_ends_equal_in_every_byte(

@@ -53,6 +53,7 @@ def alone(folder: Path, *arguments: object) -> np.ndarray:
     return np.array(json.loads(done.stdout), dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_the_program_gives_the_policys_chunk_where_this_library_is_not(config: Path, tmp_path: Path, capsys) -> None:
     run_dir = train(config).run_dir
     assert main([str(run_dir), "--output", str(tmp_path / "export")]) == 0

@@ -121,9 +121,9 @@ def test_wandb_offline_holds_every_line_and_a_resumed_run_is_the_same_one(tmp_pa
 @pytest.mark.parametrize(
     ("task", "overrides", "named"),
     [
-        ("pick: a/b", {}, ("pick- a-b", "config")),
+        pytest.param("pick: a/b", {}, ("pick- a-b", "config"), marks=pytest.mark.slow),
         ("pick: a/b", {"train.project_name": "mine"}, ("pick- a-b", "mine")),
-        ("", {}, ("config", "config")),
+        pytest.param("", {}, ("config", "config"), marks=pytest.mark.slow),
         ("", {"train.project_name": "a/b"}, ("a-b", "a/b")),
     ],
 )

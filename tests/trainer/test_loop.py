@@ -49,6 +49,7 @@ def test_a_run_learns(config: Path) -> None:
     assert result.metrics["loss"] == last
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_run_leaves_the_files_it_promises(config: Path) -> None:
     result = train(config, {"train.project_name": "my run"})
     assert {path.name for path in result.run_dir.iterdir()} == {
@@ -71,11 +72,16 @@ def test_a_run_leaves_the_files_it_promises(config: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "steps", "name"),
     [
-        ({"train.max_steps": 7}, 7, "step_7"),
+        pytest.param({"train.max_steps": 7}, 7, "step_7", marks=pytest.mark.slow),
         ({"train.epoch": 2}, 10, "epoch_2"),
-        ({"train.epoch": 5}, 12, "step_12"),
+        pytest.param({"train.epoch": 5}, 12, "step_12", marks=pytest.mark.slow),
         ({"train.max_steps": None, "train.epoch": 1, "train.accumulate": 2}, 2, "epoch_1"),
-        ({"train.max_steps": None, "train.epoch": 3, "train.overfit_batches": 2}, 6, "epoch_3"),
+        pytest.param(
+            {"train.max_steps": None, "train.epoch": 3, "train.overfit_batches": 2},
+            6,
+            "epoch_3",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_ends_with_what_comes_first(config: Path, overrides: dict, steps: int, name: str) -> None:
@@ -95,12 +101,14 @@ def test_the_clock_ends_a_run_and_counts_over_resumes(config: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "saved"),
     [
-        ({}, {"step_12"}),
-        ({"train.save_every_steps": 5}, {"epoch_1", "epoch_2", "step_12"}),
-        ({"train.save_every_steps": 4}, {"step_4", "step_8", "step_12"}),
-        ({"train.save_every": 1}, {"epoch_1", "epoch_2", "step_12"}),
+        pytest.param({}, {"step_12"}, marks=pytest.mark.slow),
+        pytest.param({"train.save_every_steps": 5}, {"epoch_1", "epoch_2", "step_12"}, marks=pytest.mark.slow),
+        pytest.param({"train.save_every_steps": 4}, {"step_4", "step_8", "step_12"}, marks=pytest.mark.slow),
+        pytest.param({"train.save_every": 1}, {"epoch_1", "epoch_2", "step_12"}, marks=pytest.mark.slow),
         ({"train.save_every": 2, "train.save_every_steps": 7}, {"epoch_2", "step_7", "step_12"}),
-        ({"train.save_every_steps": 1, "train.keep_last": 2}, {"step_11", "step_12"}),
+        pytest.param(
+            {"train.save_every_steps": 1, "train.keep_last": 2}, {"step_11", "step_12"}, marks=pytest.mark.slow
+        ),
         ({"train.save_every_steps": 1, "train.keep_last": 1, "train.keep_every": 4}, {"step_4", "step_8", "step_12"}),
     ],
 )
@@ -320,6 +328,7 @@ def signal_in_call(number: int, method: str, monkeypatch: pytest.MonkeyPatch) ->
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 12])
 def test_a_run_that_is_stopped_saves_before_it_validates(
     config: Path, monkeypatch: pytest.MonkeyPatch, step: int
@@ -331,7 +340,7 @@ def test_a_run_that_is_stopped_saves_before_it_validates(
     assert_makes_up_for_it(config, overrides, first, undisturbed)
 
 
-@pytest.mark.parametrize(("step", "batch"), [(5, 2), (12, 9)])
+@pytest.mark.parametrize(("step", "batch"), [pytest.param(5, 2, marks=pytest.mark.slow), (12, 9)])
 def test_a_run_that_is_stopped_within_a_validation_leaves_the_rest_of_it_to_the_resume(
     config: Path, monkeypatch: pytest.MonkeyPatch, step: int, batch: int
 ) -> None:
@@ -379,6 +388,7 @@ def test_metrics_of_an_evaluation_may_be_numbers_of_any_library(config: Path, mo
         evaluate_run(result.run_dir)
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_run_is_at_work_in_is_left_alone(config: Path, project: Path) -> None:
     (project / "runs/toy").mkdir(parents=True)
     (project / "runs/toy/environment.json").write_text("{}")

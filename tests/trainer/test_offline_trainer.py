@@ -43,6 +43,7 @@ def test_it_starts_from_any_working_directory(config: Path, tmp_path_factory: py
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.slow
 def test_as_a_script_its_folder_is_not_importable(project: Path, config: Path) -> None:
     """`import config` and the like are the user's own names, or no names at all."""
     text = f"import importlib.util, sys\nassert {str(SCRIPT.parent)!r} not in sys.path\n"
@@ -54,14 +55,10 @@ def test_as_a_script_its_folder_is_not_importable(project: Path, config: Path) -
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "workers"),
-    [
-        (signal.SIGINT, 130, 1),
-        pytest.param(signal.SIGINT, 130, 0, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 143, 0, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 143, 1, marks=pytest.mark.slow),
-    ],
+    [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 0), (signal.SIGTERM, 143, 1)],
 )
 def test_a_signal_saves_says_so_in_one_line_and_ends(config: Path, number: int, code: int, workers: int) -> None:
     """Sent to the whole process group, as a terminal does; the loader's workers must not die of it."""

@@ -1,7 +1,7 @@
 """Several processes: what two of them train is what one trains with the doubled batch; and they end together.
 
-`processes/quiet_job.py` runs every case that ends by itself in one start of torchrun; its results are files. Who dies,
-or gets a signal, needs a start of its own.
+`processes/quiet_job.py` runs the cases that end by themselves in one start of torchrun: all of them for the slow tests,
+few for the others; its results are files. Who dies, or gets a signal, needs a start of its own.
 """
 
 import copy
@@ -39,6 +39,10 @@ from trainer.metrics import read_metrics
 from trainer.modeling.freeze import freeze
 from trainer.timing import is_measured
 
+FEW = (
+    *("on one rank and accumulated", "plain protocol", "nan", "unused", "drift", "evaluation", "batch norm"),
+    *("whole", "parts", "parts, resumed"),
+)
 ENDED = ("skipped", "nan", "clock", "batch norm", "whole", "parts", "parts, resumed", "judged", "2 then 1", "1 then 2")
 
 
@@ -73,12 +77,30 @@ def no_pictures() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def job(request: pytest.FixtureRequest) -> Job:
+    """Of a slow test every case, of any other the few that those look at."""
+    return request.getfixturevalue("every_case" if request.node.get_closest_marker("slow") else "few_cases")
+
+
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def every_case(tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("quiet")
     write_project(folder)
     train_alone(folder, "runs1/1 then 2", {"train.max_steps": 3})
-    command = [*TORCHRUN, str(Path(__file__).parent / "processes/quiet_job.py"), str(folder)]
+    return done_in(folder)
+
+
+@pytest.fixture(scope="module")
+def few_cases(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("few")
+    write_project(folder)
+    return done_in(folder, *FEW)
+
+
+def done_in(folder: Path, *names: str) -> Job:
+    """The cases of those names, or every one."""
+    command = [*TORCHRUN, str(Path(__file__).parent / "processes/quiet_job.py"), str(folder), *names]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
     return Job(folder, done.stdout + done.stderr)
@@ -94,7 +116,9 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 # Equal to one process
 
 
-@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in EQUAL]
+)
 @pytest.mark.fault("F20", "2 processes equal one with the doubled batch")
 def test_two_processes_equal_one_with_the_doubled_batch(job: Job, name: str) -> None:
     overrides = EQUAL[name] if name.startswith("plain protocol") else {**HELD_OUT, **EQUAL[name]}
@@ -117,6 +141,7 @@ def assert_same_lines(both: list[dict[str, Any]], alone: list[dict[str, Any]]) -
         assert line == pytest.approx(expected, rel=1e-5, abs=2e-7)
 
 
+@pytest.mark.slow
 def test_the_cases_are_what_they_are_called(job: Job) -> None:
     """Valid counts differ between ranks and micro-batches; a part trains here and not there; norms are clipped."""
     first, second = (told["weights"] for told in job.told("masked and accumulated"))
@@ -133,12 +158,14 @@ def test_the_cases_are_what_they_are_called(job: Job) -> None:
     assert not torch.equal(saved["encoder_ema/net.0.weight"], saved["encoder/net.0.weight"])
 
 
+@pytest.mark.slow
 def test_every_case_leaves_the_same_parameters_on_both_processes(job: Job) -> None:
     for name in (*EQUAL, *ENDED):
         first, second = job.told(name)
         assert first["hash"] == second["hash"], name
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F23", "2 processes: what is frozen travels in no bucket")
 def test_what_is_frozen_travels_in_no_bucket(job: Job) -> None:
     everything = {"encoder.net.0.weight", "encoder.net.0.bias", "head.out.weight", "head.out.bias"}
@@ -147,12 +174,14 @@ def test_what_is_frozen_travels_in_no_bucket(job: Job) -> None:
     assert set(job.told("frozen part")[0]["reduced"]) == everything - {"encoder.net.0.weight"}
 
 
+@pytest.mark.slow
 def test_gradients_travel_once_an_update(job: Job) -> None:
     for name in ("plain", "accumulated", "used twice and accumulated"):
         counts = Counter(job.told(name)[0]["reduced"])
         assert set(counts.values()) == {6}, name
 
 
+@pytest.mark.slow
 def test_a_frozen_component_stays_as_it_was(job: Job) -> None:
     frozen, trained = job.run_dir("frozen component"), job.run_dir("plain")
     one_update = job.alone("frozen, one update", {**EQUAL["frozen component"], "train.max_steps": 1})
@@ -193,6 +222,7 @@ def test_a_run_continued_on_two_processes_equals_one_that_was_not_stopped(job: J
         assert (resumed["random"], resumed["hash"]) == (whole["random"], whole["hash"])
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_within_a_validation_ends_it_on_both(job: Job) -> None:
     """Of 4 batches here and 3 there; told in one of them, known in the next but one."""
     for told in job.told("judged in parts"):
@@ -217,6 +247,7 @@ def test_a_script_trains_twice_on_two_processes(tmp_path: Path) -> None:
     assert_equal_checkpoints(*(newest_checkpoint(tmp_path / name).path for name in ("first", "second")))
 
 
+@pytest.mark.slow
 def test_the_clock_of_one_process_ends_both(job: Job) -> None:
     first, second = job.told("clock")
     assert first["step"] == second["step"] < 10
@@ -224,6 +255,7 @@ def test_the_clock_of_one_process_ends_both(job: Job) -> None:
     assert newest_checkpoint(job.run_dir("clock")).step == first["step"]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F4", "from 1 process to 2 and from 2 to 1: the order of the samples goes on")
 def test_another_number_of_processes_continues_the_order(job: Job) -> None:
     job.alone("straight", {})
@@ -243,6 +275,7 @@ def updates(*seen: list[list[Any]]) -> list[Counter]:
     return [Counter(tuple(one) for batch in together for one in batch) for together in zip(*seen, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F4", "another number of frames per update")
 def test_another_product_of_batch_processes_and_accumulation_is_refused(job: Job) -> None:
     for told in job.told("another product"):
@@ -265,6 +298,7 @@ def test_nan_on_one_process_stops_both_before_the_update(job: Job) -> None:
     assert not list(job.run_dir("nan").glob("*_*/manifest.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F12", "2 processes: NaN on one: skip")
 def test_nan_on_one_process_leaves_the_update_out_on_both(job: Job) -> None:
     for told in job.told("skipped"):
@@ -279,7 +313,7 @@ def test_nan_on_one_process_leaves_the_update_out_on_both(job: Job) -> None:
     ("name", "parameters"),
     [
         ("unused", "2 parameters .*: extra.net.0.weight, extra.net.0.bias"),
-        ("unused in the last micro-batch", "not in its last"),
+        pytest.param("unused in the last micro-batch", "not in its last", marks=pytest.mark.slow),
     ],
 )
 def test_parameters_without_a_gradient_are_named_with_the_key_that_allows_them(
@@ -296,8 +330,8 @@ def test_parameters_without_a_gradient_are_named_with_the_key_that_allows_them(
     ("name", "parameter"),
     [
         ("drift", "head.out.weight"),
-        ("drift of a constant", "head.out.bias"),
-        ("drift of a frozen weight", "encoder.net.0.weight"),
+        pytest.param("drift of a constant", "head.out.bias", marks=pytest.mark.slow),
+        pytest.param("drift of a frozen weight", "encoder.net.0.weight", marks=pytest.mark.slow),
     ],
 )
 def test_a_weight_that_changed_on_one_process_only_is_refused_at_the_save(job: Job, name: str, parameter: str) -> None:
@@ -449,12 +483,13 @@ def control_c(process: subprocess.Popen, folder: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("send", "name", "workers"),
     [
         (to_one, "SIGTERM", 1),
-        pytest.param(to_torchrun, "SIGTERM", 1, marks=pytest.mark.slow),
-        pytest.param(control_c, "SIGINT", 1, marks=pytest.mark.slow),
+        (to_torchrun, "SIGTERM", 1),
+        (control_c, "SIGINT", 1),
     ],
 )
 @pytest.mark.fault("F9", "2 processes: SIGTERM to one or to torchrun, Ctrl-C to all; with workers")
@@ -473,20 +508,16 @@ def test_a_signal_saves_and_ends_all(tmp_path: Path, send: Callable, name: str, 
     assert "Error" not in before_torchrun_speaks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["train.los=1"], "unknown key 'train.los'"),
-        pytest.param(
-            ["model.component_config_paths.head=nowhere.yaml"],
-            "there is no file 'nowhere.yaml'",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(["data.datamodule.type=unreadable_data"], "OSError: the disk is gone", marks=pytest.mark.slow),
-        pytest.param(
+        (["model.component_config_paths.head=nowhere.yaml"], "there is no file 'nowhere.yaml'"),
+        (["data.datamodule.type=unreadable_data"], "OSError: the disk is gone"),
+        (
             ["train.evaluation={type: failing_evaluation}", "train.evaluate_every=1"],
             'in evaluate\n    raise Unsendable("no room", "to act")',
-            marks=pytest.mark.slow,
         ),
     ],
 )

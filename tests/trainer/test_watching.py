@@ -66,6 +66,7 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_what_the_file_holds_also_of_a_resumed_run_and_changes_no_bit(config: Path) -> None:
     overrides = {**EVERY, "train.loggers": ["tensorboard"], "train.save_every_steps": 5}
     train(config, {**overrides, "train.max_steps": 8, "model.component_optims.encoder.params.total_steps": 12})
@@ -97,11 +98,13 @@ def test_a_profile_holds_the_phases_of_an_update(config: Path, capsys: pytest.Ca
     assert "trace of 3 updates" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_profiled_run_is_the_same_run(config: Path) -> None:
     profiled = train(config, {"train.profile": 1, "train.save_dir": "runs/profiled"})
     assert_equal_checkpoints(profiled.checkpoint, train(config).checkpoint)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_picture_of_a_long_run_does_not_wait_for_its_end(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trainer import metrics
 

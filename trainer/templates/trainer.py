@@ -136,11 +136,14 @@ class ComponentTrainer(ABC):
         self._to_train_mode()
         kept = self._buffers() if self.options.on_nonfinite == "skip" else []
         with self.options.phase("optimizer"):
-            for optimizer in self.optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
+            for own in self._parameters.values():
+                for parameter in own:
+                    parameter.grad = None  # what each optimizer's `zero_grad` does, in a tenth of its time
         metrics = self._backward(data, seed)
         with self.options.phase("optimizer"):
-            norms, total_norm = self._norms()
+            own_norms = self._norms()
+            norms = torch.stack(list(own_norms.values()))  # [C]
+            total_norm = torch.linalg.vector_norm(norms)
             if not self._is_sound(norms, data, seed):
                 for buffer, before in kept:  # batch statistics among them
                     buffer.copy_(before)
@@ -149,8 +152,7 @@ class ComponentTrainer(ABC):
             self.options.after_update()
         if self.options.on_nonfinite == "skip":
             metrics["skipped"] = torch.zeros(())
-        own_norms = {f"grad_norm/{name}": norm for name, norm in zip(self._parameters, norms, strict=True)}
-        return {**metrics, "grad_norm": total_norm, **own_norms}
+        return {**metrics, "grad_norm": total_norm, **{f"grad_norm/{name}": norm for name, norm in own_norms.items()}}
 
     @torch.no_grad()
     def validation_step(self, data: Batch) -> tuple[Tensor, Tensor]:
@@ -202,11 +204,10 @@ class ComponentTrainer(ABC):
             return metrics
         return {name: value / weights[name].clamp(min=SMALLEST_WEIGHT) for name, value in sums.items()}
 
-    def _norms(self) -> tuple[Tensor, Tensor]:
-        """Before clipping: the norm of each component's gradient [C], and that over all of them, which is clipped."""
-        own_norms = [_norm(_gradients(own), name in self._mixed) for name, own in self._parameters.items()]
-        norms = torch.stack([norm.to(self.device) for norm in own_norms])  # of an unused component: 0 on the CPU
-        return norms, torch.linalg.vector_norm(norms)
+    def _norms(self) -> dict[str, Tensor]:
+        """Of each component's gradient, before it is clipped; that of an unused component is a 0."""
+        own_norms = {name: _norm(_gradients(own), name in self._mixed) for name, own in self._parameters.items()}
+        return {name: norm.to(self.device) for name, norm in own_norms.items()}
 
     def _update(self, total_norm: Tensor) -> None:
         most = self.options.clip_grad_norm
@@ -266,8 +267,8 @@ class ComponentTrainer(ABC):
             return objective.no_sync()
         return nullcontext()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.options.precision == "bf16" else nullcontext()
 
     def _gradients(self) -> list[Tensor]:
         return [gradient for own in self._parameters.values() for gradient in _gradients(own)]

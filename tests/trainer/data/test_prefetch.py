@@ -91,6 +91,44 @@ def test_the_wait_for_batches_is_counted():
     assert 2 * 20 <= lap["time/data_ms"] < 250 and lap["data_wait"] > 0.9
 
 
+class Counted(Numbers):
+    """Item 5 cannot be read; `wait_s` is what each other takes."""
+
+    def __init__(self, wait_s=0.0):
+        self.read, self.wait_s = [], wait_s
+
+    def __getitem__(self, index):
+        if index == 5:
+            raise OSError("item 5 is gone")
+        self.read.append(index)
+        time.sleep(self.wait_s)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("wait_s, ahead", [(0.0, 5), (0.002, 1)], ids=["small", "large"])
+def test_small_batches_are_read_some_at_a_time_and_large_ones_when_they_are_due(wait_s, ahead, monkeypatch):
+    if not wait_s:
+        monkeypatch.setattr("trainer.data.prefetch.QUICK_S", 60.0)  # however busy the machine is
+    monkeypatch.setattr("trainer.data.prefetch.MOST_AT_A_TIME", 5)
+    dataset = Counted(wait_s)
+    with batches(dataset, order=[[i % 4] for i in range(12)]) as loaded:
+        read = iter(loaded)
+        for number in range(1, 11):
+            assert next(read)["index"].tolist() == [(number - 1) % 4]
+            assert len(dataset.read) == min(-(-number // ahead) * ahead, 12)
+        assert len(list(read)) == 2
+
+
+def test_what_cannot_be_read_is_told_when_its_turn_comes(monkeypatch):
+    monkeypatch.setattr("trainer.data.prefetch.QUICK_S", 60.0)
+    with batches(Counted()) as loaded:
+        read = iter(loaded)
+        assert [next(read)["index"].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
+        with pytest.raises(OSError, match="item 5 is gone") as caught:
+            next(read)
+    assert caught.value.__notes__ == ["while reading item 5 of the data set"]
+
+
 @pytest.mark.parametrize(
     "end, told",
     [

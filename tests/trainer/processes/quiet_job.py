@@ -1,10 +1,11 @@
-"""One of the processes that torchrun starts: all cases one after another, what each ends with as a file.
+"""One of the processes that torchrun starts: cases one after another, what each ends with as a file.
 
-Started as `quiet_job.py PROJECT`.
+Started as `quiet_job.py PROJECT [CASE ...]`: without names, every case is run.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from trainer.training import run_training
 
 
 class Job:
-    def __init__(self, folder: Path, world: World) -> None:
-        self.folder, self.world = folder, world
+    def __init__(self, folder: Path, world: World, names: Sequence[str]) -> None:
+        self.folder, self.world, self.names = folder, world, names
 
     def run(
         self, name: str, overrides: dict[str, Any], resume: str = "none", run_dir: str = "", fails: bool = False
     ) -> None:
-        """Train a case to its end, or to its error if it `fails`, in `runs2/NAME`."""
+        """Train a case to its end, or to its error if it `fails`, in `runs2/NAME`; none that was not asked for."""
+        if self.names and name not in self.names:
+            return
         given = {**overrides, "train.save_dir": f"runs2/{run_dir or name}"}
         told: dict[str, Any] = {"error": "", "kind": ""}
         Recording.last = None
@@ -51,8 +54,8 @@ class Job:
         path.write_text(json.dumps(told))
 
 
-def main(folder: Path, world: World) -> None:
-    job = Job(folder, world)
+def main(folder: Path, world: World, names: Sequence[str]) -> None:
+    job = Job(folder, world, names)
     trainer.watch.draw_curves = lambda *given, **named: None  # a third of a second each, and nothing of it is looked at
 
     torch.manual_seed(world.rank)
@@ -119,4 +122,4 @@ def disagreements(world: World) -> dict[str, str | None]:
 
 if __name__ == "__main__":
     with processes() as joined:
-        main(Path(sys.argv[1]), joined)
+        main(Path(sys.argv[1]), joined, sys.argv[2:])
