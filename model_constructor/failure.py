@@ -9,9 +9,10 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,8 +41,9 @@ def explain(error: Exception, model: GraphModel) -> None:
         return  # no failure: checkpointing ends each recomputation with an exception
     first = error.__traceback__
     assert first is not None  # the call of this model
-    *_, root = [model, *_callers(first.tb_frame.f_back, first.tb_frame.f_code)]
-    _add_notes(error, first.tb_next, model, root)
+    with _own_fault_told(error):
+        *_, root = [model, *_callers(first.tb_frame.f_back, first.tb_frame.f_code)]
+        _add_notes(error, list(frames(first.tb_next)), model, root)
 
 
 def explain_trace() -> None:
@@ -64,26 +66,32 @@ def _trace_began(context: Any) -> None:
 
 def _trace_ended(handled: BaseException | None) -> None:
     """Explain what ended a trace, if it failed. handled: the error within whose handler all this may happen."""
-    from torch._dynamo.exc import RestartAnalysis, SkipFrame
-
     error = sys.exc_info()[1]
-    if error is handled or not isinstance(error, Exception) or isinstance(error, RestartAnalysis | SkipFrame):
+    if error is handled or not isinstance(error, Exception):
         return
-    call = _call()
-    if next(_callers(sys._getframe(), call), None) is not None:
-        return  # it will be explained there
-    traced = (step.names["self"] for step in frames(error.__traceback__) if step.code is call)
-    root = next(traced, None)
-    if root is not None:  # else it arose behind the model
-        _add_notes(error, error.__traceback__, root, root)
+    with _own_fault_told(error):
+        from torch._dynamo.exc import RestartAnalysis, SkipFrame
+
+        if isinstance(error, RestartAnalysis | SkipFrame):
+            return  # PyTorch begins anew, or lets Python run the model
+        steps, call = list(frames(error.__traceback__)), _call()
+        models = [step.names["self"] for step in steps if step.code is call]  # none: it arose behind them
+        if models and not any(_callers(sys._getframe(), call)):  # else a handler there will explain it
+            _add_notes(error, steps, models[0], models[0])
 
 
-def _add_notes(error: Exception, steps: TracebackType | None, model: GraphModel, root: GraphModel) -> None:
+@contextmanager
+def _own_fault_told(error: Exception) -> Iterator[None]:
+    """A fault of ours must not take the place of the user's error."""
     try:
-        for note in reversed(list(_notes(error, list(frames(steps)), model, root))):
-            error.add_note(note)
-    except Exception as fault:  # a fault of ours must not take the place of the user's error
+        yield
+    except Exception as fault:
         error.add_note(f"(where in the model file this was cannot be told: {type(fault).__name__}: {fault})")
+
+
+def _add_notes(error: Exception, steps: list[Frame], model: GraphModel, root: GraphModel) -> None:
+    for note in reversed(list(_notes(error, steps, model, root))):
+        error.add_note(note)
 
 
 def _notes(error: Exception, steps: list[Frame], model: GraphModel, root: GraphModel) -> Iterator[str]:

@@ -530,6 +530,17 @@ def test_a_trace_that_succeeds_adds_nothing_to_an_error_that_is_being_handled(bu
         assert notes(error) == told and len(told) == 1
 
 
+def test_a_fault_of_the_note_does_not_hide_the_failure_of_a_trace(build: Callable, monkeypatch: pytest.MonkeyPatch):
+    def strange(*_: object) -> None:
+        raise OSError("strange")
+
+    monkeypatch.setattr(failure, "frames", strange)
+    torch._dynamo.reset()
+    error = failing(torch.compile(nn.Sequential(build(BROKEN)), backend="eager"), X)
+    assert "a and b must have same reduction dim" in str(error)
+    assert notes(error) == ["(where in the model file this was cannot be told: OSError: strange)"]
+
+
 def test_where_pytorch_tells_nobody_that_a_trace_ends_nothing_is_lost(monkeypatch: pytest.MonkeyPatch):
     """It is a private part of PyTorch that may move."""
     monkeypatch.setattr(symbolic_convert.InstructionTranslator, "current_tx", lambda: object())
