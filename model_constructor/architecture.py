@@ -1,8 +1,9 @@
-"""Architecture: what a block computes, in one form for all its spellings, and the hash of that form.
+"""Architecture: what a block computes, in one form whatever its parts are called, and the hash of that form.
 
 The form has no names of nodes, symbols, params and blocks, and no order of nodes and modules. It keeps what can be seen
 from outside: the names of inputs and modules (which are keys of calls and of state dicts), and the order of inputs and
-outputs. Initial values are not part of it; a constant is, and so is the value of a `Buffer`.
+outputs. Initial values are not part of it; a constant is, and so is the value of a `Buffer`. Whether a value is a node
+or stands within the expression that reads it is part of it, too.
 """
 
 from __future__ import annotations

@@ -43,25 +43,29 @@ def explain(error: Exception, model: GraphModel) -> None:
     assert first is not None  # the call of this model
     with _own_fault_told(error):
         *_, root = [model, *_callers(first.tb_frame.f_back, first.tb_frame.f_code)]
-        _add_notes(error, list(frames(first.tb_next)), model, root)
+        _add_notes(error, _notes(list(frames(first.tb_next)), model, root, isinstance(error, TypeError)))
 
 
-def explain_trace() -> None:
-    """Have a failure of the trace that PyTorch makes of a model explained; to be called where it traces only."""
-    from torch._dynamo.comptime import comptime
+def trace_begins() -> bool:
+    """PyTorch calls this while it traces a call of a model: a failure of the trace will be explained.
 
-    comptime(_trace_began)  # calls it now, and leaves nothing in the trace
-
-
-def _trace_began(context: Any) -> None:
+    Whether the model shall do without a handler: where the trace must become one graph, PyTorch names the line of a
+    handler that it passes instead of those of the failure; elsewhere what runs between two graphs needs one.
+    """
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     try:
-        hooks = InstructionTranslator.current_tx().output.cleanup_hooks
+        trace = InstructionTranslator.current_tx()
+        hooks, is_one_graph = trace.output.cleanup_hooks, trace.one_graph
     except AttributeError:
-        return  # it is private and may change: then PyTorch alone tells of failures while tracing
+        return False  # it is private and may change: then PyTorch alone tells of failures while tracing
     if not any(getattr(hook, "func", None) is _trace_ended for hook in hooks):
         hooks.append(partial(_trace_ended, sys.exc_info()[1]))
+    return bool(is_one_graph)
+
+
+# As `torch.compiler.assume_constant_result` does, which imports the compiler: called while tracing, part of no graph
+trace_begins._dynamo_marked_constant = True  # pyrefly: ignore[missing-attribute]
 
 
 def _trace_ended(handled: BaseException | None) -> None:
@@ -70,14 +74,15 @@ def _trace_ended(handled: BaseException | None) -> None:
     if error is handled or not isinstance(error, Exception):
         return
     with _own_fault_told(error):
-        from torch._dynamo.exc import RestartAnalysis, SkipFrame
+        from torch._dynamo.exc import ObservedException, ObservedTypeError, RestartAnalysis, SkipFrame
 
         if isinstance(error, RestartAnalysis | SkipFrame):
             return  # PyTorch begins anew, or lets Python run the model
-        steps, call = list(frames(error.__traceback__)), _call()
+        raised = error.__cause__ if isinstance(error.__cause__, ObservedException) else error  # by a `raise` it traced
+        steps, call = list(frames(raised.__traceback__)), _call()
         models = [step.names["self"] for step in steps if step.code is call]  # none: it arose behind them
         if models and not any(_callers(sys._getframe(), call)):  # else a handler there will explain it
-            _add_notes(error, steps, models[0], models[0])
+            _add_notes(error, _notes(steps, models[0], models[0], isinstance(raised, TypeError | ObservedTypeError)))
 
 
 @contextmanager
@@ -89,13 +94,16 @@ def _own_fault_told(error: Exception) -> Iterator[None]:
         error.add_note(f"(where in the model file this was cannot be told: {type(fault).__name__}: {fault})")
 
 
-def _add_notes(error: Exception, steps: list[Frame], model: GraphModel, root: GraphModel) -> None:
-    for note in reversed(list(_notes(error, steps, model, root))):
-        error.add_note(note)
+def _add_notes(error: Exception, notes: Iterator[str]) -> None:
+    for note in reversed(list(notes)):
+        if note not in getattr(error, "__notes__", ()):  # one error may be raised by several calls
+            error.add_note(note)
 
 
-def _notes(error: Exception, steps: list[Frame], model: GraphModel, root: GraphModel) -> Iterator[str]:
+def _notes(steps: list[Frame], model: GraphModel, root: GraphModel, may_not_bind: bool) -> Iterator[str]:
+    """What there is to say of each step, the outermost first. may_not_bind: the error is one of wrong arguments."""
     call = _call()
+    last = max((place for place, step in enumerate(steps) if step.is_traced), default=len(steps) - 1)
     path, functions = _path(model, root), _functions(model)
     for place, step in enumerate(steps):
         compiled = functions.get(_key(step.code))
@@ -107,13 +115,15 @@ def _notes(error: Exception, steps: list[Frame], model: GraphModel, root: GraphM
         elif compiled is not None:
             yield _note(step, steps[place + 1 :], compiled, model, path)
             path = ""  # what this function calls are blocks without modules
-        elif isinstance(error, TypeError) and place == len(steps) - 1 and step.scope is _CALLS:
+        elif may_not_bind and place == last and step.scope is _CALLS:
             yield _signature(model._block)  # its forward was not entered: the arguments do not bind
 
 
 def _note(step: Frame, inner: list[Frame], compiled: Compiled, model: GraphModel, path: str) -> str:
     """Where in the file a function failed, and what the expression there reads."""
     block = compiled.block
+    if None in step.position and _keeps_columns():
+        return f"{block.node.place}  in '{block.name}'{f' ({path})' if path else ''}, in code that PyTorch has compiled"
     where, names, place = _locate(step, compiled)
     calling = next((called for called in (_part(further, model) for further in inner) if called), "")
     tensors = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
@@ -129,6 +139,11 @@ def _note(step: Frame, inner: list[Frame], compiled: Compiled, model: GraphModel
             f"\n{place.excerpt()}" if step.is_traced else "",  # what did not run has no caret in the traceback
         )
     )
+
+
+def _keeps_columns() -> bool:
+    """Python does, unless it was told otherwise."""
+    return any(column is not None for _, _, column, _ in _note.__code__.co_positions())
 
 
 def _signature(block: Block) -> str:

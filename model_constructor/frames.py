@@ -25,10 +25,13 @@ class Frame:
 
 
 def frames(step: TracebackType | None) -> Iterator[Frame]:
+    interpreter = None
     while step is not None:
         frame = step.tb_frame
         if frame.f_globals.get("__name__") == "torch._dynamo.symbolic_convert" and frame.f_code.co_name == "step":
-            yield _traced(frame.f_locals["self"], frame.f_locals["inst"])
+            before, interpreter = interpreter, frame.f_locals["self"]
+            if interpreter is not before:  # what a traced `raise` raises comes through each frame twice
+                yield _traced(interpreter, frame.f_locals["inst"])
         else:
             position = next(islice(frame.f_code.co_positions(), step.tb_lasti // 2, None))
             yield Frame(frame.f_code, position, frame.f_globals, frame.f_locals, False)

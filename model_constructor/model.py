@@ -17,7 +17,7 @@ from torch.compiler import is_dynamo_compiling
 
 from .block import Block
 from .compiler import Compiled, Held
-from .failure import explain, explain_trace
+from .failure import explain, trace_begins
 from .interpolation import escaped
 from .source import Node, dump, read_text
 from .version1 import rename_weights
@@ -53,9 +53,9 @@ class GraphModel(nn.Module):
         add_members(self, members)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if is_dynamo_compiling() and trace_begins():
+            return nn.Module.__call__(self, *args, **kwargs)
         try:
-            if is_dynamo_compiling():
-                explain_trace()
             return nn.Module.__call__(self, *args, **kwargs)
         except Exception as error:
             if not is_dynamo_compiling():
@@ -81,8 +81,8 @@ class GraphModel(nn.Module):
     def architecture_hash(self) -> str:
         """SHA-256, in hexadecimal, of what the model computes: of its graph and modules, not of its weights.
 
-        The same for every way to write a model: names of nodes, params and blocks, order of nodes, comments and files
-        do not count, nor do initial values. Names of inputs and modules do, and any op, constant, argument or wire.
+        Names of nodes, params and blocks, order of nodes, comments and files do not count, nor do initial values.
+        Names of inputs and modules do, and any op, constant, argument or wire, and what is a node of its own.
         """
         from .architecture import architecture_hash
 

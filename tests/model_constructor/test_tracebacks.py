@@ -11,6 +11,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ graph:
 outputs: y
 """
 X = torch.zeros(2, 3)
+SAME = RuntimeError("always the same one")
 
 
 def failing(call: Callable, *inputs: object, **named: object) -> Exception:
@@ -415,7 +417,7 @@ def test_what_is_no_exception_passes_untouched(build: Callable):
 def test_the_end_of_a_recomputation_is_no_failure(build: Callable, monkeypatch: pytest.MonkeyPatch):
     """Checkpointing stops each recomputation by an exception: to explain that would cost time in every step."""
     explained = []
-    monkeypatch.setattr(failure, "_notes", lambda error, *_: explained.append(error) or [])
+    monkeypatch.setattr(failure, "_add_notes", lambda error, _: explained.append(error))
     model = build('inputs: {x: any}\nmodules: {a: "Linear(3, 3)"}\ngraph: {h: sigmoid(a(x))}\noutputs: h * 2 + 1\n')
     checkpoint(model, X.clone().requires_grad_(), use_reentrant=False).sum().backward()
     assert explained == []
@@ -544,7 +546,7 @@ def test_a_fault_of_the_note_does_not_hide_the_failure_of_a_trace(build: Callabl
 def test_where_pytorch_tells_nobody_that_a_trace_ends_nothing_is_lost(monkeypatch: pytest.MonkeyPatch):
     """It is a private part of PyTorch that may move."""
     monkeypatch.setattr(symbolic_convert.InstructionTranslator, "current_tx", lambda: object())
-    failure._trace_began(None)
+    assert failure.trace_begins() is False
 
 
 def test_a_failure_in_export_shows_line_caret_and_note(build: Callable, tmp_path: Path):
@@ -581,8 +583,69 @@ def test_what_a_module_raises_under_torch_compile_comes_out_as_it_is(build: Call
     error = failing(torch.compile(model, backend="eager"), torch.zeros(7))
     assert type(error) is KeyError
     assert notes(error) == ["model.yaml:4:10  in the outputs of 'model', calling m: x [7] float32"]
+
+
+WHOLE = {
+    "fullgraph": lambda model: torch.compile(model, backend="eager", fullgraph=True),
+    "within another module": lambda model: torch.compile(nn.Sequential(model), backend="eager", fullgraph=True),
+    "strict export": lambda model: partial(torch.export.export, model, strict=True),
+}
+
+
+@pytest.mark.parametrize("whole", WHOLE.values(), ids=WHOLE)
+def test_what_a_module_raises_where_all_becomes_one_graph_is_told_with_every_line(
+    build: Callable, tmp_path: Path, whole: Callable
+):
     torch._dynamo.reset()
-    assert "Observed exception" in str(failing(torch.compile(model, backend="eager", fullgraph=True), torch.zeros(7)))
+    model = build("""\
+        inputs: {x: any}
+        blocks: {inner: {inputs: {h: any}, modules: {m: RaisesOfTestTracebacks()}, outputs: m(h) * 2}}
+        modules: {i: inner()}
+        outputs: i(x) + 1
+        """)
+    seven = torch.zeros(7)
+    error = failing(whole(model), *([(seven,)] if whole is WHOLE["strict export"] else [seven]))
+    assert f'File "{tmp_path}/model.yaml", line 5, in forward\n    outputs: i(x) + 1\n' in str(error)
+    assert [note.split("\n")[0] for note in notes(error)] == [
+        "model.yaml:3:85  in the outputs of 'inner' (i), calling m: h [7] float32",
+        "model.yaml:5:10  in the outputs of 'model', calling i: x [7] float32",
+    ]
+
+
+def test_wrong_arguments_where_all_becomes_one_graph_are_told_with_the_inputs(build: Callable):
+    torch._dynamo.reset()
+    error = failing(torch.compile(build("inputs: {x: any}\noutputs: x + 1\n"), backend="eager", fullgraph=True))
+    assert notes(error) == ["model.yaml:2:10  the inputs of 'model' are x any"]
+
+
+def test_a_failure_of_compiled_code_at_run_time_is_told_with_its_block(build: Callable):
+    """What PyTorch has compiled keeps no places."""
+    torch._dynamo.reset()
+    model = build("""\
+        inputs: {x: any}
+        blocks: {inner: {inputs: {h: any}, modules: {m: 'Embedding(4, 2)'}, outputs: m(h) * 2}}
+        modules: {i: inner()}
+        outputs: i(x) + 1
+        """)
+    model.i.compile(backend="eager")
+    model(torch.tensor([1]))
+    assert notes(failing(model, torch.tensor([7]))) == [
+        "model.yaml:3:17  in 'inner' (i), in code that PyTorch has compiled",
+        "model.yaml:5:10  in the outputs of 'model', calling i: x [1] int64",
+    ]
+
+
+def test_an_error_that_several_calls_raise_has_each_note_once(build: Callable):
+    @register.op("same_of_test_tracebacks")
+    def same(x: Tensor) -> Tensor:
+        raise SAME
+
+    model = build("inputs: {x: any}\noutputs: same_of_test_tracebacks(x)\n")
+    assert (
+        notes(failing(model, X))
+        == notes(failing(model, X))
+        == ["model.yaml:3:10  in the outputs of 'model': x [2, 3] float32"]
+    )
 
 
 # in processes of their own
