@@ -432,7 +432,7 @@ def exported(model: GraphModel, strict: bool) -> torch.export.ExportedProgram:
     return torch.export.export(model.eval(), batch(3), dynamic_shapes=shapes, strict=strict)
 
 
-@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize("strict", [True, False])
 def test_it_exports_with_a_dynamic_batch(model: GraphModel, strict: bool):
     program = exported(model, strict)
     for size in (2, 7):
@@ -460,7 +460,6 @@ def test_each_exported_node_names_its_line_of_the_file(model: GraphModel, tmp_pa
     assert len(calls) > 80
 
 
-@pytest.mark.slow
 def test_it_exports_to_onnx_with_a_dynamic_batch(model: GraphModel, tmp_path: Path):
     onnxruntime = pytest.importorskip("onnxruntime")
     size = torch.export.Dim("batch", min=2, max=64)
