@@ -16,11 +16,12 @@ from .compiler import compile_class
 from .config import load_config
 from .construct import ANY_SIZE, Construction
 from .errors import ConfigError, Problem
-from .graph import Graph, build_graph, check_names, unread_params
+from .graph import Graph, build_graph
 from .init import initialise
 from .limits import TRUSTED, UNTRUSTED, limited, limits
 from .lowering import lower
 from .model import GraphModel, Member
+from .name_check import check_names, unread_params
 from .shapes import infer_shapes
 from .source import Node
 from .version1 import register_from

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from ..block import Block, Value, expressions
 from ..errors import ConfigError, Place, Problem
-from ..graph import unread_params
 from ..model import GraphModel
+from ..name_check import unread_params
 from ..shapes import Row, Shapes, infer_shapes
 from .arguments import add_imports, add_overrides, add_untrusted, build_without_memory
 from .table import cut, folded, table, terminal_width

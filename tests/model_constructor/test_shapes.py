@@ -13,7 +13,7 @@ from torch import nn
 
 from model_constructor import ConfigError, build_model, register
 from model_constructor.block import bind_params, read_block
-from model_constructor.graph import check_names
+from model_constructor.name_check import check_names
 from model_constructor.shapes import infer_shapes
 from model_constructor.sizes import PROBES, ROUNDED, STEPS, Symbols
 from model_constructor.source import read_text
