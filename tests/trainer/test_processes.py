@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +25,6 @@ from torch import nn
 from toy_compare import assert_equal_checkpoints, tensors_of
 
 import trainer
-import trainer.watch
 
 sys.path.append(str(Path(__file__).parent / "processes"))
 from launches import ENVIRONMENT, SOON_S, TORCHRUN, ended, launch, rank_process, until
@@ -68,13 +67,6 @@ class Job:
 def train_alone(folder: Path, run_dir: str, overrides: dict[str, Any], resume: str = "none") -> Path:
     given = {"data.batch_size": 8, **overrides, "train.save_dir": run_dir}
     return trainer.train(folder / "config.yaml", given, resume).run_dir
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.watch, "draw_curves", lambda *given, **named: None)
-        yield
 
 
 @pytest.fixture
