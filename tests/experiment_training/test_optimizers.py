@@ -308,6 +308,108 @@ def test_a_divided_step_is_the_step_by_divided_gradients(dtype, is_fused):
     assert not hasattr(optimizers[0], "grad_scale")
 
 
+def same_steps(optimizer, reference, model, twin, updates, before=lambda number: None):
+    """Whether weights, moments and counts stay equal to the bit when torch's own fused AdamW follows the same rates."""
+    for number in updates:
+        for mine, its in zip(optimizer.param_groups, reference.param_groups, strict=True):
+            its.update({key: mine[key] for key in ("lr", "betas", "eps", "weight_decay")})
+        for one in (model, twin):
+            h = torch.randn(16, 3, generator=torch.Generator().manual_seed(number))
+            one.zero_grad(set_to_none=True)
+            for layer in one:
+                h = layer(h.to(next(layer.parameters(), h).dtype))
+            h.square().mean().backward()
+        before(number)
+        optimizer.step(), reference.step()
+        assert torch.equal(weights(model), weights(twin))
+    for mine, its in zip(model.parameters(), twin.parameters(), strict=True):
+        state, expected = optimizer.state[mine], reference.state[its]
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+def with_torchs_own(in_two_groups=False):
+    model, twin = make_model(), make_model()
+    factory = OPTIMIZER_BUILDER_REGISTRY.get("adamw_warmup_cosine_decay")(**WARMUP_COSINE)
+    optimizer = factory.build(in_groups(model, weight_decay=0.3) if in_two_groups else model.parameters())
+    return optimizer, AdamW(in_groups(twin) if in_two_groups else twin.parameters(), fused=True), model, twin
+
+
+@pytest.mark.parametrize("in_two_groups", [False, True])
+def test_a_step_is_that_of_torchs_fused_adamw_to_the_bit_without_its_sorting(in_two_groups, monkeypatch):
+    optimizer, reference, model, twin = with_torchs_own(in_two_groups)
+    same_steps(optimizer, reference, model, twin, range(3))
+    sort, sorted_ = AdamW._group_tensors_by_device_and_dtype, []
+    noted = staticmethod(lambda *given: sorted_.append(given) or sort(*given))
+    monkeypatch.setattr(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", noted)
+    same_steps(optimizer, reference, model, twin, range(3, 9))
+    assert len(sorted_) == 6 * len(reference.param_groups), "those of torch's own step, and no other"
+
+
+def test_a_step_goes_on_where_a_parameter_has_no_gradient_for_a_while():
+    optimizer, reference, model, twin = with_torchs_own()
+
+    def drop(number):
+        for one in (model, twin):
+            one[0].bias.grad = None if number in (0, 3, 4) else one[0].bias.grad
+
+    same_steps(optimizer, reference, model, twin, range(8), drop)
+    assert [float(optimizer.state[one]["step"]) for one in model.parameters()] == [8, 5, 8, 8]  # of the bias: 5
+
+
+@pytest.mark.parametrize("moment", [0, 1, 4])
+def test_a_step_goes_on_after_a_copy_a_loaded_state_and_another_group(moment):
+    optimizer, reference, model, twin = with_torchs_own()
+    same_steps(optimizer, reference, model, twin, range(moment))
+    optimizer, reference, model, twin = copy.deepcopy((optimizer, reference, model, twin))
+    same_steps(optimizer, reference, model, twin, range(moment, 5))
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    same_steps(optimizer, reference, model, twin, range(5, 8))
+    for one, with_more in ((model, optimizer), (twin, reference)):
+        one.append(nn.Linear(2, 2))
+        one[3].load_state_dict({"weight": torch.eye(2), "bias": torch.ones(2)})
+        with_more.add_param_group({**with_more.param_groups[0], "params": [*one[3].parameters()]})
+    same_steps(optimizer, reference, model, twin, range(8, 12))
+
+
+def test_parameters_of_several_dtypes_are_left_to_torch():
+    optimizer, reference, model, twin = with_torchs_own()
+    model[2].bfloat16(), twin[2].bfloat16()
+    same_steps(optimizer, reference, model, twin, range(4))
+
+
+@pytest.mark.parametrize("key", ["amsgrad", "maximize"])
+def test_what_a_group_asks_of_torch_is_done(key):
+    optimizer, reference, model, twin = with_torchs_own()
+    for one in (optimizer, reference):
+        one.param_groups[0][key] = True
+    same_steps(optimizer, reference, model, twin, range(4))
+
+
+def test_a_grad_scaler_that_has_found_infinity_leaves_all_as_it_was():
+    optimizer, reference, model, twin = with_torchs_own()
+
+    def found(number):
+        optimizer.found_inf = reference.found_inf = torch.tensor(float(number == 2))
+
+    same_steps(optimizer, reference, model, twin, range(4), found)
+    assert [float(optimizer.state[one]["step"]) for one in model.parameters()] == [3] * 4
+
+
+def test_a_closure_is_called_with_gradients_on():
+    optimizer, _, model, _ = with_torchs_own()
+    for number in range(2):
+        update(model, optimizer, number)
+
+    def closure():
+        loss = model(torch.ones(1, 3)).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).requires_grad
+    assert optimizer.param_groups[0]["updates"] == 3
+
+
 def test_the_step_is_wrapped_by_torch_once_whatever_other_optimizers_there_are(monkeypatch):
     """Each of torch's wrappers marks the step for the profiler."""
     model = make_model()
