@@ -32,7 +32,7 @@ from trainer.execution import wrong_execution
 from trainer.modeling import build_components
 from trainer.modeling.optimizers import build_optimizers
 from trainer.modeling.problems import collected, refuse
-from trainer.modeling.warm_start import warm_start
+from trainer.modeling.warm_start import warm_start, warm_start_folder
 from trainer.registry import (
     DATASET_BUILDER_REGISTRY,
     EVALUATION_BUILDER_REGISTRY,
@@ -111,18 +111,23 @@ def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
         be_deterministic()
     seed_everything(config.experiment.seed)  # what a data set's factory draws is equal on all processes and resumes
     problems: list[Problem] = []
-    data = models = optimizers = averages = loss = trainer = evaluation = None
+    data = models = optimizers = averages = loss = trainer = evaluation = load_dir = None
     with collected(problems):
         data = build_data(config, device, world)
     planned = planned_updates(config, UNKNOWN_EPOCH if data is None else data.updates.updates_per_epoch)
+    with collected(problems):
+        load_dir = None if is_resumed else warm_start_folder(config)
     with collected(problems):
         models = build_components(config).to(device)
         if world.size > 1:
             synchronise_batch_norms(models, device, world)
         optimizers = build_optimizers(config, models, planned)
-        if not is_resumed:
-            warm_start(config, models, optimizers)
-        averages = averages_of(config, models, optimizers)
+    if models is not None and optimizers is not None:
+        with collected(problems):
+            if load_dir is not None:
+                warm_start(config, load_dir, models, optimizers)
+        with collected(problems):
+            averages = averages_of(config, models, optimizers)
     with collected(problems):
         loss = build_loss(config, device)
     with collected(problems):
@@ -133,7 +138,9 @@ def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
             key = ("train", "evaluation")
             evaluation = build_registered(config, EVALUATION_BUILDER_REGISTRY, train.evaluation, key)
     refuse(problems)
-    assert trainer is not None, "it is left out only where a part that it needs had a problem"
+    assert trainer is not None and averages is not None, (
+        "each is left out only where a part that it needs had a problem"
+    )
     timer = PhaseTimer(device)
     if isinstance(trainer, ComponentTrainer):
         trainer.configure_step(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from model_constructor import ConfigError
+from model_constructor.errors import Problem
 from trainer.banner import banner, dry_run
 from trainer.build import build_run
 from trainer.checkpoint import CheckpointError
@@ -20,6 +21,7 @@ from trainer.data.cameras import UnreadableFrame
 from trainer.data.prefetch import WorkerDied
 from trainer.distributed import World, processes
 from trainer.loop import TrainResult, has_done_all, is_late, train_run
+from trainer.modeling.problems import collected, refuse
 from trainer.rehearsal import out_of_memory_told, try_one_batch
 from trainer.signals import leave_in_peace
 from trainer.state import Progress, choose_start, complete_last_save, known_checkpoints, restore
@@ -38,8 +40,14 @@ def run_training(
     config: str | Path | Mapping[str, Any], overrides: Sequence[str], resume: str, world: World
 ) -> TrainResult:
     run_config = load_run_config(config, overrides)
-    start, known = world.first_decides(lambda: (choose_start(run_config, resume), known_checkpoints(run_config)))
-    run = build_run(run_config, world, is_resumed=start is not None)
+    problems: list[Problem] = []
+    start, known = None, frozenset()
+    with collected(problems):
+        start, known = world.first_decides(lambda: (choose_start(run_config, resume), known_checkpoints(run_config)))
+    with collected(problems):
+        is_resumed = start is not None or (bool(problems) and resume != "none")  # it was to be one
+        run = build_run(run_config, world, is_resumed)
+    refuse(problems)
     progress = Progress() if start is None else restore(run, start)
     progress.known = known
     if start is not None and not progress.owed and (has_done_all(run, progress) or is_late(run, progress)):

@@ -168,6 +168,28 @@ def test_all_mistakes_are_told_at_once(project: Project, untouched: None, capsys
     )
 
 
+@pytest.mark.fault("F14", "several mistakes at once")
+def test_what_only_building_finds_is_told_together_with_a_folder_in_the_way(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    assert project.run("train.max_steps=2") == 0
+    capsys.readouterr()
+    assert project.run("train.load_dir=nowhere", "data.batch_size=64") == 2
+    error = capsys.readouterr().err
+    told = ("holds a run already", "64 that one update takes", "there is no folder 'nowhere'")
+    assert [part for part in told if part not in error] == []
+
+
+@pytest.mark.fault("F14", "several mistakes at once")
+def test_a_resume_that_cannot_begin_says_nothing_of_the_folder_that_the_run_once_began_from(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    assert project.run("train.load_dir=nowhere", "data.batch_size=64", resume="elsewhere") == 2
+    error = capsys.readouterr().err
+    assert "there is no checkpoint in elsewhere" in error and "64 that one update takes" in error
+    assert "nowhere" not in error
+
+
 @pytest.mark.parametrize("resume", ["atuo", "nowhere"])
 @pytest.mark.fault("F14", "--resume that names nothing")
 def test_a_resume_that_names_nothing_is_refused(project: Project, capsys: pytest.CaptureFixture, resume: str) -> None:

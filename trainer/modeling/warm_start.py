@@ -22,19 +22,15 @@ if TYPE_CHECKING:
     from trainer.config import RunConfig
 
 
-def warm_start(config: RunConfig, models: nn.ModuleDict, optimizers: Mapping[str, Optimizer]) -> None:
-    """Load `{component}.pt` and `{component}_opt.pt` from a checkpoint, or from the newest one of a run folder.
+def warm_start(config: RunConfig, folder: Path, models: nn.ModuleDict, optimizers: Mapping[str, Optimizer]) -> None:
+    """Load `{component}.pt` and `{component}_opt.pt` of a `warm_start_folder`.
 
     Weights fit exactly, so nothing would be left of what `init` and `weights` gave a component: either is an error.
     Of an optimizer its memory of past gradients is loaded; its settings are those of the config, and a schedule (what
     counts `updates` in its param groups) begins anew, since the run does. Raises ConfigError with every file that is
     missing and not in `train.allow_missing`, and all that does not fit.
     """
-    text = config.experiment.train.load_dir
-    if text is None:
-        return
     place = config.place("train", "load_dir")
-    folder = _folder(config, text, place)
     expected = [f"{name}.pt" for name in models] + [f"{name}_opt.pt" for name in optimizers]
     allowed = config.experiment.train.allow_missing
     problems = [
@@ -62,8 +58,11 @@ def warm_start(config: RunConfig, models: nn.ModuleDict, optimizers: Mapping[str
     refuse(problems)
 
 
-def _folder(config: RunConfig, text: str, place: Place | None) -> Path:
-    """The folder of the files: the one named, or the newest checkpoint in it."""
+def warm_start_folder(config: RunConfig) -> Path | None:
+    """The folder that `train.load_dir` names, or the newest checkpoint in it; None where it names none."""
+    text, place = config.experiment.train.load_dir, config.place("train", "load_dir")
+    if text is None:
+        return None
     folder = config.folders.find(text)
     if folder is None or not folder.is_dir():
         hint = f"looked for it in {config.folders.told}"

@@ -13,7 +13,7 @@ from trainer.checkpoint import write_checkpoint
 from trainer.config import RunConfig, load_run_config
 from trainer.modeling import build_components
 from trainer.modeling.optimizers import build_optimizers
-from trainer.modeling.warm_start import warm_start
+from trainer.modeling.warm_start import warm_start, warm_start_folder
 
 Built = tuple[RunConfig, nn.ModuleDict, dict[str, Optimizer]]
 
@@ -50,6 +50,13 @@ def folder(project: Path, files: dict[str, dict]) -> Path:
     return project / "old"
 
 
+def begin(run: Built) -> None:
+    config, models, optimizers = run
+    folder = warm_start_folder(config)
+    assert folder is not None
+    warm_start(config, folder, models, optimizers)
+
+
 def assert_begun(run: Built, files: dict[str, dict]) -> None:
     _, models, optimizers = run
     for name, component in models.items():
@@ -67,7 +74,7 @@ def test_weights_and_moments_are_the_other_runs_and_the_schedule_begins_anew(
     config: Path, folder: Path, files: dict[str, dict]
 ) -> None:
     run = built(config, "train.load_dir=old", "model.component_optims.encoder.params.lr=0.03")
-    warm_start(*run)
+    begin(run)
     assert_begun(run, files)
     assert files["encoder_opt"]["param_groups"][0]["updates"] == 3
     (group,) = run[2]["encoder"].param_groups
@@ -85,7 +92,7 @@ def test_a_run_folder_means_its_newest_checkpoint(
     write_checkpoint(folder, "step_3", 3, {**older, "training_state": {}}, texts)
     write_checkpoint(folder, "step_7", 7, {**files, "training_state": {}}, texts)
     run = built(config, f"train.load_dir={given}")
-    warm_start(*run)
+    begin(run)
     assert_begun(run, files)
 
 
@@ -97,7 +104,7 @@ def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(
     written = write_checkpoint(project / "runs", "step_7", 7, {**files, "training_state": {}}, texts)
     torch.save(files["head"], written.path / "encoder.pt")
     with pytest.raises(ConfigError, match=r"encoder.pt is not the file that was written"):
-        warm_start(*built(config, "train.load_dir=runs/step_7"))
+        begin(built(config, "train.load_dir=runs/step_7"))
 
 
 def test_the_averages_of_a_schedule_free_run_go_on(config: Path, project: Path) -> None:
@@ -109,27 +116,24 @@ def test_the_averages_of_a_schedule_free_run_go_on(config: Path, project: Path) 
     for name, state in files.items():
         torch.save(state, project / f"old/{name}.pt")
     run = built(config, "train.load_dir=old", "model.component_optims.head.params.lr=0.01")
-    warm_start(*run)
+    begin(run)
     (group,) = run[2]["head"].param_groups
     assert (group["k"], group["lr"]) == (3, 0.01)
 
 
-def test_without_load_dir_nothing_happens(config: Path) -> None:
-    run = built(config)
-    before = {key: value.clone() for key, value in run[1].state_dict().items()}
-    warm_start(*run)
-    assert all(torch.equal(value, before[key]) for key, value in run[1].state_dict().items())
+def test_without_load_dir_there_is_no_folder(config: Path) -> None:
+    assert warm_start_folder(load_run_config(config)) is None
 
 
 def test_all_files_that_are_missing_are_told_unless_allowed(config: Path, folder: Path, files: dict[str, dict]) -> None:
     (folder / "head.pt").unlink()
     (folder / "encoder_opt.pt").unlink()
     with pytest.raises(ConfigError, match=r"lacks head.pt, encoder_opt.pt") as raised:
-        warm_start(*built(config, "train.load_dir=old"))
+        begin(built(config, "train.load_dir=old"))
     assert "train.allow_missing: [head.pt, encoder_opt.pt]" in raised.value.problems[0].hint
     run = built(config, "train.load_dir=old", "train.allow_missing=[head.pt, encoder_opt.pt]")
     before = run[1]["head"].out.weight.clone()
-    warm_start(*run)
+    begin(run)
     assert torch.equal(run[1]["head"].out.weight, before)
     assert torch.equal(run[1]["encoder"].net[0].bias, files["encoder"]["net.0.bias"])
     assert not run[2]["encoder"].state
@@ -160,7 +164,7 @@ def test_what_does_not_fit_is_refused(
     config: Path, folder: Path, overrides: list[str], message: str, hint: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        warm_start(*built(config, *overrides))
+        begin(built(config, *overrides))
     (problem,) = raised.value.problems
     assert message in problem.message
     assert hint in problem.hint
@@ -170,19 +174,19 @@ def test_what_does_not_fit_is_refused(
 def test_values_that_the_files_replace_are_refused_where_the_config_asks_for_them(config: Path, folder: Path) -> None:
     asked = ["train.load_dir=old", "model.component_build_args.head={init: true, weights: old/head.pt}"]
     with pytest.raises(ConfigError) as raised:
-        warm_start(*built(config, *asked))
+        begin(built(config, *asked))
     init, weights = raised.value.problems
     assert "component 'head': init would have no effect: train.load_dir has head.pt" in init.message
     assert "component 'head': weights would have no effect" in weights.message
     assert "init: true" in init.place.text and "weights: old/head.pt" in weights.place.text
     assert "`init: false`" in init.hint and "`weights: null`" in weights.hint
-    warm_start(*built(config, *asked, "model.component_build_args.head={init: false, weights: null}"))
+    begin(built(config, *asked, "model.component_build_args.head={init: false, weights: null}"))
 
 
 def test_what_a_file_does_not_hold_is_told_alone(config: Path, folder: Path) -> None:
     args = "{weights: old/head.pt, lora: {rank: 2, targets: [out]}}"
     with pytest.raises(ConfigError) as raised:
-        warm_start(*built(config, "train.load_dir=old", f"model.component_build_args.head={args}"))
+        begin(built(config, "train.load_dir=old", f"model.component_build_args.head={args}"))
     (problem,) = raised.value.problems
     assert "lora_A" in problem.message
 
@@ -197,7 +201,7 @@ def test_a_component_that_the_folder_does_not_fill_begins_as_its_build_args_say(
         "model.component_build_args.head={weights: pretrained.pt}",
     )
     before = run[1]["head"].out.weight.clone()
-    warm_start(*run)
+    begin(run)
     assert torch.equal(run[1]["head"].out.weight, before)
 
 
@@ -213,5 +217,5 @@ class Hostile:
 def test_a_hostile_pickle_is_refused_and_not_run(config: Path, folder: Path, name: str) -> None:
     torch.save({"state": Hostile(folder / "owned")}, folder / name)
     with pytest.raises(ConfigError, match=r"nothing of it was run"):
-        warm_start(*built(config, "train.load_dir=old"))
+        begin(built(config, "train.load_dir=old"))
     assert not (folder / "owned").exists()
