@@ -138,9 +138,7 @@ def build_run(config: RunConfig, world: World, is_resumed: bool = False) -> Run:
             key = ("train", "evaluation")
             evaluation = build_registered(config, EVALUATION_BUILDER_REGISTRY, train.evaluation, key)
     refuse(problems)
-    assert trainer is not None and averages is not None, (
-        "each is left out only where a part that it needs had a problem"
-    )
+    assert trainer is not None and averages is not None, "only a problem leaves a part out"
     timer = PhaseTimer(device)
     if isinstance(trainer, ComponentTrainer):
         trainer.configure_step(

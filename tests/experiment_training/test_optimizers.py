@@ -330,20 +330,27 @@ def same_steps(optimizer, reference, model, twin, updates, before=lambda number:
 
 def with_torchs_own(in_two_groups=False):
     model, twin = make_model(), make_model()
-    factory = OPTIMIZER_BUILDER_REGISTRY.get("adamw_warmup_cosine_decay")(**WARMUP_COSINE)
-    optimizer = factory.build(in_groups(model, weight_decay=0.3) if in_two_groups else model.parameters())
+    factory = OPTIMIZER_BUILDER_REGISTRY.get("adamw_warmup_cosine_decay")(**WARMUP_COSINE, eps=1e-3)
+    optimizer = factory.build(in_groups(model, weight_decay=0.3, eps=1e-2) if in_two_groups else model.parameters())
     return optimizer, AdamW(in_groups(twin) if in_two_groups else twin.parameters(), fused=True), model, twin
 
 
-@pytest.mark.parametrize("in_two_groups", [False, True])
-def test_a_step_is_that_of_torchs_fused_adamw_to_the_bit_without_its_sorting(in_two_groups, monkeypatch):
-    optimizer, reference, model, twin = with_torchs_own(in_two_groups)
-    same_steps(optimizer, reference, model, twin, range(3))
-    sort, sorted_ = AdamW._group_tensors_by_device_and_dtype, []
-    noted = staticmethod(lambda *given: sorted_.append(given) or sort(*given))
+@pytest.fixture
+def sorts(monkeypatch):
+    """The times that torch sorts tensors by device and dtype: once for each group of a step that is its own."""
+    sort, calls = AdamW._group_tensors_by_device_and_dtype, []
+    noted = staticmethod(lambda *given: calls.append(given) or sort(*given))
     monkeypatch.setattr(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", noted)
-    same_steps(optimizer, reference, model, twin, range(3, 9))
-    assert len(sorted_) == 6 * len(reference.param_groups), "those of torch's own step, and no other"
+    return calls
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_step_is_that_of_torchs_fused_adamw_to_the_bit_without_its_sorting(groups, sorts):
+    optimizer, reference, model, twin = with_torchs_own(in_two_groups=groups == 2)
+    same_steps(optimizer, reference, model, twin, range(1))
+    sorts.clear()
+    same_steps(optimizer, reference, model, twin, range(1, 9))
+    assert len(sorts) == 8 * groups, "those of torch's own step, and no other"
 
 
 def test_a_step_goes_on_where_a_parameter_has_no_gradient_for_a_while():
@@ -372,28 +379,117 @@ def test_a_step_goes_on_after_a_copy_a_loaded_state_and_another_group(moment):
     same_steps(optimizer, reference, model, twin, range(8, 12))
 
 
-def test_parameters_of_several_dtypes_are_left_to_torch():
+def change_tensors(optimizer):
+    """As recipes do that move an optimizer to another device."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.data = value.data.clone()
+
+
+def begin_one_anew(optimizer):
+    del optimizer.state[optimizer.param_groups[0]["params"][1]]
+
+
+def move_to_other_group(optimizer):
+    first, second = optimizer.param_groups
+    second["params"].append(first["params"].pop())
+
+
+def empty_a_group(optimizer):
+    optimizer.param_groups[0]["params"].clear()
+
+
+def take_one_twice(optimizer):
+    optimizer.param_groups[0]["params"].append(optimizer.param_groups[0]["params"][0])
+
+
+@pytest.mark.parametrize("change", [change_tensors, begin_one_anew, move_to_other_group, empty_a_group, take_one_twice])
+def test_whatever_is_done_to_an_optimizer_between_steps_does_what_it_does_to_torchs(change):
+    optimizer, reference, model, twin = with_torchs_own(in_two_groups=True)
+    same_steps(optimizer, reference, model, twin, range(3))
+    change(optimizer), change(reference)
+    same_steps(optimizer, reference, model, twin, range(3, 7))
+
+
+def test_parameters_of_several_dtypes_are_left_to_torch(sorts):
     optimizer, reference, model, twin = with_torchs_own()
     model[2].bfloat16(), twin[2].bfloat16()
     same_steps(optimizer, reference, model, twin, range(4))
+    assert len(sorts) == 2 * 4
 
 
-@pytest.mark.parametrize("key", ["amsgrad", "maximize"])
-def test_what_a_group_asks_of_torch_is_done(key):
+@pytest.mark.parametrize(("key", "value"), [("amsgrad", True), ("capturable", True), ("decoupled_weight_decay", False)])
+def test_what_the_kernel_alone_does_not_do_is_left_to_torch(key, value, sorts):
     optimizer, reference, model, twin = with_torchs_own()
     for one in (optimizer, reference):
-        one.param_groups[0][key] = True
+        one.param_groups[0][key] = value
+    same_steps(optimizer, reference, model, twin, range(4))
+    assert len(sorts) == 2 * 4
+
+
+def test_a_group_can_climb():
+    optimizer, reference, model, twin = with_torchs_own()
+    optimizer.param_groups[0]["maximize"] = reference.param_groups[0]["maximize"] = True
     same_steps(optimizer, reference, model, twin, range(4))
 
 
+@pytest.mark.parametrize(("key", "value"), [("differentiable", True), ("fused", False)])
+def test_the_kernel_is_not_called_where_a_group_wants_another_way(key, value, monkeypatch):
+    optimizer, _, model, _ = with_torchs_own()
+    update(model, optimizer, 0)
+    optimizer.param_groups[0][key] = value
+    monkeypatch.setattr(torch, "_fused_adamw_", lambda *given, **named: pytest.fail("the kernel was called"))
+    if key == "differentiable":
+        with pytest.raises(RuntimeError, match="does not support differentiable"):
+            update(model, optimizer, 1)
+    else:
+        update(model, optimizer, 1)
+
+
+def test_a_sparse_gradient_is_refused_before_anything_changes():
+    optimizer, _, model, _ = with_torchs_own()
+    update(model, optimizer, 0)
+    model[0].weight.grad = model[0].weight.grad.to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    assert {float(optimizer.state[one]["step"]) for one in model.parameters()} == {1.0}
+
+
 def test_a_grad_scaler_that_has_found_infinity_leaves_all_as_it_was():
+    optimizer, _, model, _ = with_torchs_own()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for number in range(4):
+        before = weights(model).clone()
+        optimizer.zero_grad()
+        scaler.scale(model(torch.full((1, 3), float("inf") if number == 2 else 1.0)).square().sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(weights(model), before) == (number == 2)
+    assert {float(optimizer.state[one]["step"]) for one in model.parameters()} == {3.0}
+
+
+def test_a_step_within_the_capture_of_a_cuda_graph_is_refused_as_torchs_is(monkeypatch):
+    optimizer, _, model, _ = with_torchs_own()
+    update(model, optimizer, 0)
+    for name in ("torch.backends.cuda.is_built", "torch.cuda.is_available", "torch.cuda.is_current_stream_capturing"):
+        monkeypatch.setattr(name, lambda: True)
+    with pytest.raises(RuntimeError, match="capturable is False"):
+        optimizer.step()
+
+
+def test_the_divisor_is_brought_to_the_gradients():
+    """The kernel reads its memory wherever that is."""
+    optimizer, _, model, _ = with_torchs_own()
+    update(model, optimizer, 0)
+    with pytest.raises(NotImplementedError, match="meta"):
+        optimizer.divided_step(torch.ones((), device="meta"))
+
+
+def test_a_compiled_step_is_torchs():
     optimizer, reference, model, twin = with_torchs_own()
-
-    def found(number):
-        optimizer.found_inf = reference.found_inf = torch.tensor(float(number == 2))
-
-    same_steps(optimizer, reference, model, twin, range(4), found)
-    assert [float(optimizer.state[one]["step"]) for one in model.parameters()] == [3] * 4
+    same_steps(optimizer, reference, model, twin, range(2))
+    optimizer.step = torch.compile(optimizer.step, backend="aot_eager")
+    same_steps(optimizer, reference, model, twin, range(2, 4))
 
 
 def test_a_closure_is_called_with_gradients_on():
