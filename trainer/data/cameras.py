@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -40,10 +40,26 @@ def channels_first(pixels: np.ndarray) -> np.ndarray:
 
 
 def map_in_threads(function: Callable[[Given], Made], items: Iterable[Given]) -> list[Made]:
-    """`map`, on as many threads as torch may use here: one in a worker of a DataLoader. Decoders release the GIL."""
+    """`map`, on as many threads as torch may use here: one in a worker of a DataLoader. Decoders release the GIL.
+
+    The thread that asks does its part: where those of torch still wait for their next work on the other cores, new ones
+    take milliseconds to get going.
+    """
     items = list(items)
-    threads = min(torch.get_num_threads(), len(items))
-    if threads <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))
+    made: list[Made] = [cast(Made, None)] * len(items)
+    left = iter(range(len(items)))  # who takes a number does that item; no two threads get the same
+
+    def work() -> None:
+        for index in left:
+            made[index] = function(items[index])
+
+    helpers = min(torch.get_num_threads(), len(items)) - 1
+    if helpers < 1:
+        work()
+        return made
+    with ThreadPoolExecutor(helpers) as pool:
+        helping = [pool.submit(work) for _ in range(helpers)]
+        work()
+        for one in helping:
+            one.result()
+    return made

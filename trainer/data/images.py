@@ -13,6 +13,8 @@ from torch import Tensor
 
 from trainer.data.cameras import channels_first, map_in_threads
 
+WORTH_THREADS = 2**20  # bytes of pictures, 13 ms of one thread; for fewer, to wake others takes longer than they save
+
 
 class EncodedImages:
     """F pictures as one stream of bytes, which may lie in memory or be mapped from a file.
@@ -22,12 +24,15 @@ class EncodedImages:
 
     def __init__(self, content: Tensor, lengths: Tensor, files: Sequence[Path], first_frames: Sequence[int]) -> None:
         self.content = content  # [bytes] uint8
-        self.end_F = lengths.cumsum(0)  # [F] where the bytes of each picture end
+        self.length_F = lengths  # [F] bytes of each picture
+        self.end_F = lengths.cumsum(0)  # [F] where they end
         self.files = list(files)
         self.first_frames = np.array(first_frames)  # of each file
 
     def read(self, frames: Sequence[int]) -> Tensor:
-        return torch.from_numpy(np.stack(map_in_threads(self._decode, frames)))  # [M, C, H, W]
+        are_few = int(self.length_F[frames].sum()) < WORTH_THREADS
+        pictures = [*map(self._decode, frames)] if are_few else map_in_threads(self._decode, frames)
+        return torch.from_numpy(np.stack(pictures))  # [M, C, H, W]
 
     def file(self, frame: int) -> Path:
         return self.files[np.searchsorted(self.first_frames, frame, side="right") - 1]

@@ -54,8 +54,9 @@ def test_every_item_equals_that_of_lerobot(picture_sets, picture_oracle, name, w
 
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("name", ["image", "av1", "h264"])
-def test_a_batch_equals_the_stacked_items_of_lerobot(picture_sets, picture_oracle, name, threads):
+def test_a_batch_equals_the_stacked_items_of_lerobot(picture_sets, picture_oracle, name, threads, monkeypatch):
     windows, indices = {**CHUNK, FRONT: [-1, 0]}, [14, 0, 6, 5, 0, 9, 3, 12]
+    monkeypatch.setattr(images, "WORTH_THREADS", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -107,6 +108,33 @@ def test_map_in_threads_keeps_the_order_and_uses_as_many_threads_as_torch_may():
         torch.set_num_threads(1)
         here = threading.get_ident()
         assert map_in_threads(lambda _: threading.get_ident(), range(3)) == [here] * 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("wrong", [0, 3])
+def test_map_in_threads_raises_what_any_of_its_threads_meets(wrong):
+    with pytest.raises(ZeroDivisionError):
+        map_in_threads(lambda number: 1 / (number - wrong), range(4))
+
+
+def test_few_pictures_are_decoded_by_the_thread_that_asks_and_many_by_several(picture_sets, monkeypatch):
+    dataset, threads = opened(picture_sets["image"], {}), []
+    camera = dataset.columns.cameras[FRONT]
+    decode, before = camera._decode, torch.get_num_threads()
+    monkeypatch.setattr(camera, "_decode", lambda frame: threads.append(threading.get_ident()) or decode(frame))
+    torch.set_num_threads(2)
+    try:
+        read = camera.read(range(6))
+        assert set(threads) == {threading.get_ident()}
+        monkeypatch.setattr(images, "WORTH_THREADS", int(camera.length_F[:6].sum()))
+        started = []
+        start = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", lambda self: started.append(self) or start(self))
+        assert torch.equal(camera.read(range(6)), read)
+        assert len(started) == 1, "the thread that asks decodes, too"
+        camera.read(range(5))
+        assert len(started) == 1
     finally:
         torch.set_num_threads(before)
 
