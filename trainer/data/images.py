@@ -41,7 +41,9 @@ class EncodedImages:
         """[C, H, W], in the colours of the file: nothing is converted."""
         start = int(self.end_F[frame - 1]) if frame else 0
         encoded = self.content[start : int(self.end_F[frame])].numpy().tobytes()
-        pixels = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
+        image = Image.open(io.BytesIO(encoded))
+        ImageOps.exif_transpose(image, in_place=True)  # else it copies every picture, turned or not
+        pixels = np.asarray(image)
         if pixels.dtype != np.uint8:
             raise ValueError(f"its pixels are {pixels.dtype}; pictures of 8 bits per channel are read here")
         return channels_first(pixels)

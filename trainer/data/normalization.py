@@ -93,7 +93,7 @@ class Normalizer(nn.Module):
 
     def _normalized(self, key: str, tensor: Tensor) -> Tensor:
         shift, scale = self._shift_and_scale(key)
-        return (tensor.float() - shift) / scale
+        return (tensor.float() - shift).div_(scale)
 
     def _shift_and_scale(self, key: str) -> tuple[Tensor, Tensor]:
         name = self._names[key]

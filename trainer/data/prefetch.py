@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +20,7 @@ from trainer.data.seeded import Failure, SeededReader, says
 from trainer.templates.trainer import Batch
 
 MOST_AT_A_TIME, QUICK_S = 8, 0.001
+DYING_S = 5.0  # between the end of a worker's connection and that of its process, at most
 FEWER = "set data.num_workers, data.prefetch_factor or data.batch_size lower"
 HINTS = {
     signal.SIGKILL: f"the machine has probably run out of memory: {FEWER}",
@@ -85,7 +87,7 @@ class DeviceBatches:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        died = self._dead_workers() if isinstance(error, Exception) else []
+        died = self._dead_workers(error) if isinstance(error, Exception) else []
         self.close()
         if died:
             raise WorkerDied("\n".join(died)) from error
@@ -97,9 +99,14 @@ class DeviceBatches:
             for worker in self._read._workers:
                 worker.kill()  # one that hangs in a read has not ended; for all others nothing happens
 
-    def _dead_workers(self) -> list[str]:
+    def _dead_workers(self, error: Exception) -> list[str]:
         if not isinstance(self._read, _MultiProcessingDataLoaderIter):
             return []
+        if isinstance(error, ConnectionError | EOFError):  # one is dying: its exit code comes a moment later
+            with suppress(RuntimeError):  # raised by torch when the signal comes that a process has ended
+                ending = wait([worker.sentinel for worker in self._read._workers], timeout=DYING_S)
+                for worker in self._read._workers:
+                    worker.join(DYING_S if worker.sentinel in ending else 0)
         ends = [(number, worker.pid, worker.exitcode) for number, worker in enumerate(self._read._workers)]
         return [f"data worker {number} (process {pid}) {how_it_ended(code)}" for number, pid, code in ends if code]
 

@@ -1,8 +1,10 @@
 """Images and videos of a LeRobot set: the pixels are those of LeRobotDataset, and what cannot be read has a name."""
 
+import io
 import re
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -110,6 +112,19 @@ def test_map_in_threads_keeps_the_order_and_uses_as_many_threads_as_torch_may():
         assert map_in_threads(lambda _: threading.get_ident(), range(3)) == [here] * 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_picture_that_says_it_lies_on_its_side_is_turned():
+    pixels, side = np.random.default_rng(0).integers(0, 255, (4, 6, 3), dtype=np.uint8), Image.Exif()
+    side[0x0112] = 6  # orientation: to be turned clockwise by 90 degrees
+    encoded = [io.BytesIO(), io.BytesIO()]
+    Image.fromarray(pixels).save(encoded[0], "PNG")
+    Image.fromarray(pixels).save(encoded[1], "PNG", exif=side)
+    content = [np.frombuffer(one.getvalue(), np.uint8) for one in encoded]
+    lengths = torch.tensor([len(one) for one in content])
+    camera = images.EncodedImages(torch.from_numpy(np.concatenate(content)), lengths, [Path("camera.parquet")], [0])
+    assert np.array_equal(camera.read([0])[0].permute(1, 2, 0), pixels)
+    assert np.array_equal(camera.read([1])[0].permute(1, 2, 0), np.rot90(pixels, -1))
 
 
 @pytest.mark.parametrize("wrong", [0, 3])

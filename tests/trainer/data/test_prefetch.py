@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from itertools import islice
@@ -141,6 +142,14 @@ def test_what_cannot_be_read_is_told_when_its_turn_comes(monkeypatch):
 def test_a_worker_that_dies_ends_the_run_with_its_number_and_what_to_do(end, told):
     with pytest.raises(WorkerDied, match=rf"^data worker 0 \(process \d+\) {told}"), batches(Deadly(end), 2) as loaded:
         list(loaded)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
+def test_a_worker_whose_connection_ends_before_it_does_is_named(error):
+    with pytest.raises(WorkerDied, match=r"^data worker 0 .* was ended by SIGKILL"), batches(Numbers(), 1) as loaded:
+        worker = int(next(iter(loaded))["pid"][0])
+        threading.Timer(0.3, os.kill, (worker, signal.SIGKILL)).start()
+        raise error
 
 
 def test_an_error_of_the_step_is_not_taken_for_one_of_a_worker():
