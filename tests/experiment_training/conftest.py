@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import experiment_training.components  # noqa: F401  registers them
 from experiment_training.quickstart.record import Recording, record
 from trainer import timing
 

@@ -9,7 +9,6 @@ import torch
 from lerobot.policies.act.modeling_act import ACTPolicy, ACTTemporalEnsembler
 from torch import nn
 
-import experiment_training.components  # noqa: F401  registers them
 from model_constructor import ConfigError, build_model
 from trainer.execution import TemporalEnsemble
 from trainer.registry import LOSS_BUILDER_REGISTRY, OPTIMIZER_BUILDER_REGISTRY, TRAINER_REGISTRY

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import experiment_training.components  # noqa: F401  registers them
 from model_constructor import ConfigError
 from trainer.registry import LOSS_BUILDER_REGISTRY, OPTIMIZER_BUILDER_REGISTRY, TRAINER_REGISTRY
 

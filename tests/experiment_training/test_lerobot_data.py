@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import experiment_training.components  # noqa: F401  registers them
 from model_constructor import ConfigError
 from trainer.data.sampler import UpdateSampler
 from trainer.registry import DATASET_BUILDER_REGISTRY

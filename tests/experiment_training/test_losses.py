@@ -11,7 +11,6 @@ import pytest
 import scipy.stats
 import torch
 
-import experiment_training.components  # noqa: F401  registers them
 from experiment_training.components.loss.flow_matching import FlowMatchingFactory, Solver
 from model_constructor import ConfigError
 from trainer.registry import LOSS_BUILDER_REGISTRY

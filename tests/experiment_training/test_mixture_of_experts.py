@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import experiment_training.components  # noqa: F401  registers them
 from experiment_training.components.loss.mixture_of_experts import gated_velocity_loss
 from model_constructor import ConfigError
 from trainer.registry import LOSS_BUILDER_REGISTRY

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -70,9 +71,13 @@ def test_shapes_that_broadcasting_would_hide_are_refused(shapes):
 def test_nats_are_what_a_noised_code_saves_of_the_surprise_at_whole_samples_and_the_loss_is_both_surprises(run):
     trainer, batch = make_trainer(dict(run.models.items()), code_noise=0.3, target_noise=0.0), batch_of(run, 8)
     heard, hooks = {}, []
+
+    def hear(name, module, given):
+        if given:  # nothing is, where the decoder guesses
+            heard[name] = given[0]
+
     for name in PAIRS.values():
-        watch = lambda module, given, name=name: heard.update({name: given[0]}) if given else None  # noqa: E731
-        hooks.append(run.models[f"{name}_decoder"].register_forward_pre_hook(watch))
+        hooks.append(run.models[f"{name}_decoder"].register_forward_pre_hook(partial(hear, name)))
     torch.manual_seed(1)
     output = trainer.compute_loss(batch)
     for hook in hooks:

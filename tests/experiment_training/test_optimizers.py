@@ -12,7 +12,6 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, SequentialLR
 
-import experiment_training.components  # noqa: F401  registers them
 from model_constructor import ConfigError
 from trainer.registry import OPTIMIZER_BUILDER_REGISTRY
 
@@ -309,7 +308,7 @@ def test_a_divided_step_is_the_step_by_divided_gradients(dtype, is_fused):
 
 
 def same_steps(optimizer, reference, model, twin, updates, before=lambda number: None):
-    """Whether weights, moments and counts stay equal to the bit when torch's own fused AdamW follows the same rates."""
+    """Weights, moments and counts are equal to the bit to those of torch's own fused AdamW at the same rates."""
     for number in updates:
         for mine, its in zip(optimizer.param_groups, reference.param_groups, strict=True):
             its.update({key: mine[key] for key in ("lr", "betas", "eps", "weight_decay")})

@@ -7,7 +7,6 @@ import torch
 from schedulefree import RAdamScheduleFree
 from torch import nn
 
-import experiment_training.components  # noqa: F401  registers them
 from trainer.registry import OPTIMIZER_BUILDER_REGISTRY
 
 

@@ -14,7 +14,6 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import experiment_training.components  # noqa: F401  registers them
 from model_constructor import ConfigError
 from trainer.registry import LOSS_BUILDER_REGISTRY
 

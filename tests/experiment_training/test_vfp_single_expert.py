@@ -14,7 +14,6 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from toy_compare import tensors_of
 
-import experiment_training.components  # noqa: F401  registers them
 from model_constructor import ConfigError, build_model
 from trainer import load_policy, train
 from trainer.config import load_run_config

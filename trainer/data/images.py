@@ -39,8 +39,8 @@ class EncodedImages:
 
     def _decode(self, frame: int) -> np.ndarray:
         """[C, H, W], in the colours of the file: nothing is converted."""
-        start = int(self.end_F[frame - 1]) if frame else 0
-        encoded = self.content[start : int(self.end_F[frame])].numpy().tobytes()
+        end = int(self.end_F[frame])
+        encoded = self.content[end - int(self.length_F[frame]) : end].numpy().tobytes()
         image = Image.open(io.BytesIO(encoded))
         ImageOps.exif_transpose(image, in_place=True)  # else it copies every picture, turned or not
         pixels = np.asarray(image)

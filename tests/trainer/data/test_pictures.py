@@ -127,10 +127,22 @@ def test_a_picture_that_says_it_lies_on_its_side_is_turned():
     assert np.array_equal(camera.read([1])[0].permute(1, 2, 0), np.rot90(pixels, -1))
 
 
-@pytest.mark.parametrize("wrong", [0, 3])
-def test_map_in_threads_raises_what_any_of_its_threads_meets(wrong):
-    with pytest.raises(ZeroDivisionError):
-        map_in_threads(lambda number: 1 / (number - wrong), range(4))
+@pytest.mark.parametrize("where", ["the thread that asks", "another"])
+def test_map_in_threads_raises_what_any_of_its_threads_meets(where):
+    asking, before = threading.get_ident(), torch.get_num_threads()
+    meeting = threading.Barrier(2, timeout=10)
+
+    def fail(_):
+        meeting.wait()  # each of the two has an item
+        if (threading.get_ident() == asking) == (where == "the thread that asks"):
+            raise OSError(where)
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(OSError, match=where):
+            map_in_threads(fail, range(2))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_few_pictures_are_decoded_by_the_thread_that_asks_and_many_by_several(picture_sets, monkeypatch):
