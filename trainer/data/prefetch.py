@@ -19,7 +19,7 @@ from trainer.config.schemas import DataConfig
 from trainer.data.seeded import Failure, SeededReader, says
 from trainer.templates.trainer import Batch
 
-MOST_AT_A_TIME, QUICK_S = 8, 0.001
+MOST_AT_A_TIME, QUICK_S = 8, 0.01
 DYING_S = 5.0  # between the end of a worker's connection and that of its process, at most
 FEWER = "set data.num_workers, data.prefetch_factor or data.batch_size lower"
 HINTS = {

@@ -106,7 +106,7 @@ class Counted(Numbers):
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize("wait_s, ahead", [(0.0, 5), (0.002, 1)], ids=["small", "large"])
+@pytest.mark.parametrize("wait_s, ahead", [(0.0, 5), (0.011, 1)], ids=["small", "large"])
 def test_small_batches_are_read_some_at_a_time_and_large_ones_when_they_are_due(wait_s, ahead, monkeypatch):
     if not wait_s:
         monkeypatch.setattr("trainer.data.prefetch.QUICK_S", 60.0)  # however busy the machine is
