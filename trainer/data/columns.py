@@ -71,7 +71,7 @@ class ColumnDataset(Dataset[dict[str, Any]]):
     steps outside the episode. All other features are those of the frame itself. Pictures are uint8, channels first.
     """
 
-    draws_nothing = True  # no random numbers: nothing has to be seeded around an item
+    draws_nothing = stacks_items = True  # see trainer.data.seeded
 
     def __init__(
         self, columns: Columns, windows: Mapping[str, Sequence[int]], episodes: Sequence[int] | None = None

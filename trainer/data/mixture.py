@@ -46,6 +46,7 @@ class Mixture(Dataset[dict[str, Any]]):
         self.keys = _shared_keys([dataset[0] for dataset in datasets], names)
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])  # [K + 1] first item of each set, and the end
         self.draws_nothing = all(says(dataset, "draws_nothing") for dataset in datasets)
+        self.stacks_items = all(says(dataset, "stacks_items") for dataset in datasets)
         self.needs_spawn = any(says(dataset, "needs_spawn") for dataset in datasets)
 
     def __len__(self) -> int:

@@ -4,8 +4,9 @@ A data set may draw from `random`, `numpy.random` and `torch` (CPU) in `__getite
 is then a function of (seed, epoch, position), whichever process reads it, and training's own streams stay untouched.
 A data set that gathers whole batches (`__getitems__`) is seeded once per batch, by the place of its first item.
 
-A data set can say of itself (class attributes, both False unless said):
+A data set can say of itself (class attributes, all False unless said):
   draws_nothing   it reads no random stream, and is not seeded
+  stacks_items    its `__getitems__` puts items side by side, whichever they are: some batches may be read as one
   needs_spawn     it must not be forked into a worker (see trainer.data.prefetch)
 """
 
@@ -19,6 +20,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,7 @@ class SeededReader(Dataset[Any]):
         self.dataset, self.seed = dataset, seed
         self._draws = not says(dataset, "draws_nothing")
         self._gathers = hasattr(origin(dataset), "__getitems__")
+        self.joins = self._gathers and not self._draws and says(dataset, "stacks_items")
 
     def __getitems__(self, indices: Sequence[int]) -> Batch | Failure:
         """A failure ends in the main process: raised here, if this is it, or handed over with the worker's story."""
@@ -53,6 +56,18 @@ class SeededReader(Dataset[Any]):
             if (worker := get_worker_info()) is None:
                 raise
             return Failure(told_elsewhere(error, f"in data worker {worker.id} of {worker.num_workers}"))
+
+    def read_together(self, batches: Sequence[Sequence[int]]) -> list[Batch]:
+        """Some batches as one, in a fraction of their time. Raises what any of them meets; only where it `joins` them.
+
+        The parts are copies: by how its memory is aligned, a matrix product may round.
+        """
+        assert self.joins
+        if len(batches) == 1:
+            return [self._read(batches[0])]
+        whole, sizes = self._read([index for one in batches for index in one]), list(map(len, batches))
+        parts = {key: _parts(value, sizes) for key, value in whole.items()}
+        return [{key: part[number] for key, part in parts.items()} for number in range(len(batches))]
 
     def _read(self, indices: Sequence[int]) -> Batch:
         epoch, positions = (indices.epoch, indices.positions) if isinstance(indices, Update) else (0, indices)
@@ -79,13 +94,21 @@ def origin(dataset: Dataset) -> Dataset:
 
 
 def says(dataset: Dataset, name: str) -> bool:
-    """What a data set says of itself: `draws_nothing` or `needs_spawn`."""
+    """What a data set says of itself: `draws_nothing`, `stacks_items` or `needs_spawn`."""
     return bool(getattr(origin(dataset), name, False))
 
 
 def collate(items: Any) -> Batch:
     """A data set that gathers whole batches has nothing left to collate."""
     return items if isinstance(items, dict) else default_collate(items)
+
+
+def _parts(value: Any, sizes: Sequence[int]) -> list[Any]:
+    """[sum of sizes, ...], a tensor or a list -> one of each size."""
+    if isinstance(value, torch.Tensor):
+        return [part.clone() for part in value.split(list(sizes))]
+    items = iter(value)
+    return [list(islice(items, size)) for size in sizes]
 
 
 def seed_streams(seed: int, epoch: int, position: int) -> None:

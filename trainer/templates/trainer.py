@@ -189,8 +189,9 @@ class ComponentTrainer(ABC):
                     loss, metrics, weight = self._objective(batch)
                 with self.options.phase("backward"):
                     (loss if alone else loss * weight).backward()
+                    loss = loss.detach()  # here the graph is taken apart, which is part of the backward pass's time
             part_weights.append(weight)
-            metrics = {"loss": loss.detach(), **metrics}
+            metrics = {"loss": loss, **metrics}
             for name, value in metrics.items() if parts > 1 else ():
                 sums[name] = sums.get(name, 0.0) + value * weight
                 weights[name] = weights.get(name, 0.0) + weight

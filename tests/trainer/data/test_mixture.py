@@ -143,6 +143,9 @@ def test_a_mixture_says_of_itself_what_its_sets_say():
     assert Mixture([quiet, Subset(quiet, [0])], [1, 1]).draws_nothing
     mixed = Mixture([quiet, Subset(loud, [1])], [1, 1])
     assert not mixed.draws_nothing and mixed.needs_spawn
+    quiet.stacks_items, calm = True, Rows("calm", 2)
+    assert Mixture([quiet, Subset(quiet, [0])], [1, 1]).stacks_items
+    assert not Mixture([quiet, Subset(calm, [1])], [1, 1]).stacks_items
 
 
 def test_keys_that_some_set_lacks_are_left_out():

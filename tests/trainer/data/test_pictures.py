@@ -19,6 +19,7 @@ from trainer.data import images, video
 from trainer.data.cameras import UnreadableFrame, map_in_threads
 from trainer.data.columns import ColumnDataset
 from trainer.data.lerobot_files import read_columns
+from trainer.data.seeded import SeededReader
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 CHUNK = {"action": range(4), "observation.state": [0]}
@@ -45,6 +46,12 @@ def assert_same(ours, theirs):
             assert torch.equal(ours[key], expected) if isinstance(expected, torch.Tensor) else ours[key] == expected
 
 
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for key, value in other.items():
+        assert torch.equal(one[key], value) if isinstance(value, torch.Tensor) else one[key] == value, key
+
+
 @pytest.mark.parametrize(("windows", "episodes"), REQUESTS)
 @pytest.mark.parametrize("name", ["image", "av1", "h264"])
 def test_every_item_equals_that_of_lerobot(picture_sets, picture_oracle, name, windows, episodes):
@@ -67,6 +74,17 @@ def test_a_batch_equals_the_stacked_items_of_lerobot(picture_sets, picture_oracl
         torch.set_num_threads(before)
     theirs = picture_oracle(name, windows)
     assert_same(ours, default_collate([theirs[index] for index in indices]))
+
+
+@pytest.mark.parametrize("name", ["image", "av1"])
+def test_batches_read_together_are_those_read_one_by_one_and_as_aligned(picture_sets, name):
+    reader = SeededReader(opened(picture_sets[name], {FRONT: [-1, 0], "action": [0, 1, 2]}), 0)
+    batches = [[3, 4, 4], [0], [14, 1, 7]]
+    assert_equal(*reader.read_together(batches[:1]), reader.__getitems__(batches[0]))
+    for together, alone in zip(reader.read_together(batches), map(reader.__getitems__, batches), strict=True):
+        assert alone.keys() > {FRONT, "action", "action_is_pad", "task"}
+        assert_equal(together, alone)
+        assert all(value.data_ptr() % 64 == 0 for value in together.values() if isinstance(value, torch.Tensor))
 
 
 def test_windows_keep_their_time_dimension_also_when_they_have_one_step(picture_sets):

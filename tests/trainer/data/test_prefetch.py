@@ -1,5 +1,6 @@
 """Batches on the device: whole, in order, and with one clear message when a worker ends."""
 
+import math
 import os
 import signal
 import subprocess
@@ -92,42 +93,66 @@ def test_the_wait_for_batches_is_counted():
     assert 2 * 20 <= lap["time/data_ms"] < 250 and lap["data_wait"] > 0.9
 
 
-class Counted(Numbers):
-    """Item 5 cannot be read; `wait_s` is what each other takes."""
+class Stacked(Numbers):
+    """Gathers whole batches, in `seconds` each; item 5 is gone where `breaks`. `read` are the requests."""
 
-    def __init__(self, wait_s=0.0):
-        self.read, self.wait_s = [], wait_s
+    stacks_items = True
 
-    def __getitem__(self, index):
-        if index == 5:
+    def __init__(self, seconds=0.0, breaks=False):
+        self.seconds, self.breaks, self.read = seconds, breaks, []
+
+    def __getitems__(self, indices):
+        self.read.append(indices)
+        time.sleep(self.seconds * len(indices) / 2)
+        if self.breaks and 5 in indices:
             raise OSError("item 5 is gone")
-        self.read.append(index)
-        time.sleep(self.wait_s)
-        return super().__getitem__(index)
+        return {"index": torch.tensor(indices), "task": [f"task {index}" for index in indices]}
 
 
-@pytest.mark.parametrize("wait_s, ahead", [(0.0, 5), (0.011, 1)], ids=["small", "large"])
-def test_small_batches_are_read_some_at_a_time_and_large_ones_when_they_are_due(wait_s, ahead, monkeypatch):
-    if not wait_s:
-        monkeypatch.setattr("trainer.data.prefetch.QUICK_S", 60.0)  # however busy the machine is
-    monkeypatch.setattr("trainer.data.prefetch.MOST_AT_A_TIME", 5)
-    dataset = Counted(wait_s)
-    with batches(dataset, order=[[i % 4] for i in range(12)]) as loaded:
+@pytest.mark.parametrize("seconds, most", [(0.0, 3), (0.03, 1)], ids=["small", "large"])
+def test_small_batches_are_read_together_and_large_ones_when_they_are_due(seconds, most, monkeypatch):
+    if not seconds:
+        monkeypatch.setattr("trainer.data.prefetch.TOGETHER_S", 60.0)  # however busy the machine is
+    monkeypatch.setattr("trainer.data.prefetch.MOST_TOGETHER", 3)
+    dataset, order = Stacked(seconds), [[i % 8, (i + 3) % 8] for i in range(6)] + [[1]]
+    with batches(dataset, order=order) as loaded:
         read = iter(loaded)
-        for number in range(1, 11):
-            assert next(read)["index"].tolist() == [(number - 1) % 4]
-            assert len(dataset.read) == min(-(-number // ahead) * ahead, 12)
-        assert len(list(read)) == 2
+        for number, indices in enumerate(order, start=1):
+            batch = next(read)
+            assert batch["index"].tolist() == indices
+            assert batch["task"] == [f"task {index}" for index in indices]
+            ahead = 1 + math.ceil((number - 1) / most) * most  # the first one shows how long one takes
+            assert sum(map(len, dataset.read)) == sum(map(len, order[:ahead]))
+        assert next(read, None) is None
+
+
+@pytest.mark.parametrize("changes", [{"draws_nothing": False}, {"stacks_items": False}])
+def test_batches_are_read_one_by_one_unless_their_data_set_says_that_together_is_the_same(changes, monkeypatch):
+    monkeypatch.setattr("trainer.data.prefetch.TOGETHER_S", 60.0)
+    dataset = Stacked()
+    vars(dataset).update(changes)
+    with batches(dataset) as loaded:
+        assert len(list(loaded)) == 4
+    assert dataset.read == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def test_what_cannot_be_read_is_told_when_its_turn_comes(monkeypatch):
-    monkeypatch.setattr("trainer.data.prefetch.QUICK_S", 60.0)
-    with batches(Counted()) as loaded:
+    monkeypatch.setattr("trainer.data.prefetch.TOGETHER_S", 60.0)
+    dataset = Stacked(breaks=True)
+    with batches(dataset) as loaded:
         read = iter(loaded)
         assert [next(read)["index"].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
         with pytest.raises(OSError, match="item 5 is gone") as caught:
             next(read)
-    assert caught.value.__notes__ == ["while reading item 5 of the data set"]
+    assert caught.value.__notes__ == ["while reading items 4, 5 of the data set"]
+    assert dataset.read == [[0, 1], [2, 3, 4, 5, 6, 7], [2, 3], [4, 5]]
+
+
+def test_a_batch_alone_that_cannot_be_read_is_not_tried_again():
+    dataset = Stacked(breaks=True)
+    with batches(dataset, order=[[5]]) as loaded, pytest.raises(OSError, match="item 5 is gone"):
+        next(iter(loaded))
+    assert dataset.read == [[5]]
 
 
 @pytest.mark.parametrize(
