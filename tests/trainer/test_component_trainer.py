@@ -2,6 +2,9 @@
 
 import copy
 import inspect
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,37 @@ def make(frozen: str | None = None, **step: object) -> Regression:
 def batch(size: int = 8) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {"x": torch.randn(size, 3, generator=generator), "y": torch.randn(size, 1, generator=generator)}
+
+
+class Noticed(torch.autograd.Function):
+    """The identity; `end` is called when its node of the graph is gone."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, end: Callable[[], None]) -> Tensor:
+        weakref.finalize(ctx, end)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def test_to_take_the_graph_apart_is_part_of_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    within, ended = ["loop"], []
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        within.append(name)
+        yield
+        within.pop()
+
+    trainer = make(phase=phase)
+    mean_squares = trainer.loss.forward
+    monkeypatch.setattr(
+        trainer.loss, "forward", lambda *given: Noticed.apply(mean_squares(*given), lambda: ended.append(within[-1]))
+    )
+    trainer.train_step(batch())
+    assert ended == ["backward"]
 
 
 def test_a_step_is_what_a_few_lines_of_torch_do() -> None:
