@@ -31,10 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> int:
     from model_constructor import ConfigError  # torch takes seconds to import; a wrong flag is told before
     from trainer.distributed import processes
-    from trainer.memory import keep_freed_memory
     from trainer.training import run_command
 
-    keep_freed_memory()
     try:
         with processes() as world:
             return run_command(given.train_config, given.overrides, given.resume, given.dry_run, world)

@@ -21,6 +21,7 @@ from trainer.data.cameras import UnreadableFrame
 from trainer.data.prefetch import WorkerDied
 from trainer.distributed import World, processes
 from trainer.loop import TrainResult, has_done_all, is_late, train_run
+from trainer.memory import keep_freed_memory
 from trainer.modeling.problems import collected, refuse
 from trainer.rehearsal import out_of_memory_told, try_one_batch
 from trainer.signals import leave_in_peace
@@ -98,6 +99,8 @@ def run_dry(config: str | Path, overrides: Sequence[str], world: World) -> None:
 
 def run_command(config: str, overrides: Sequence[str], resume: str, is_dry: bool, world: World) -> int:
     """What the command line does in each process -> its exit status. One process tells what went wrong."""
+    if not torch.cuda.is_available():  # where one works, little is allocated on this side of it
+        keep_freed_memory()
     try:
         if is_dry:
             run_dry(config, overrides, world)

@@ -54,7 +54,10 @@ def map_in_threads(function: Callable[[Given], Made], items: Iterable[Given]) ->
             made[index] = function(items[index])
 
     helpers = min(torch.get_num_threads(), len(items)) - 1
-    with ThreadPoolExecutor(max(helpers, 1)) as pool:  # starts a thread when one is asked for, and not before
+    if helpers < 1:
+        work()
+        return made
+    with ThreadPoolExecutor(helpers) as pool:
         helping = [pool.submit(work) for _ in range(helpers)]
         work()
         for one in helping:

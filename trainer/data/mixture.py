@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from model_constructor.errors import ConfigError, Problem, nearest
-from trainer.data.seeded import collate, says
+from trainer.data.seeded import collate, says, stacks_items
 
 PERMUTED_TOGETHER = 4096
 """Items of a small set that are permuted by one generator, several permutations at once: making one costs 20 us."""
@@ -46,7 +46,7 @@ class Mixture(Dataset[dict[str, Any]]):
         self.keys = _shared_keys([dataset[0] for dataset in datasets], names)
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])  # [K + 1] first item of each set, and the end
         self.draws_nothing = all(says(dataset, "draws_nothing") for dataset in datasets)
-        self.stacks_items = all(says(dataset, "stacks_items") for dataset in datasets)
+        self.stacks_items = all(stacks_items(dataset) for dataset in datasets)
         self.needs_spawn = any(says(dataset, "needs_spawn") for dataset in datasets)
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
@@ -79,7 +79,7 @@ class DeviceBatches:
             with signals_held():
                 self._read = iter(loader)  # persistent workers start over, others are made anew
         else:
-            self._read = read_here(loader)
+            self._read = read_here(loader, self._device)
         if self._device.type == "cuda":
             return copied_ahead(map(raised, self._read), self._device)
         return (to_device(raised(batch), self._device) for batch in self._read)
@@ -132,28 +132,28 @@ def how_it_ended(exit_code: int) -> str:
     return f"was ended by {number.name}: {HINTS.get(number, f'data.num_workers=0 reads without workers; or {FEWER}')}"
 
 
-def read_here(loader: DataLoader) -> Iterator[Batch | Failure]:
+def read_here(loader: DataLoader, device: torch.device) -> Iterator[Batch | Failure]:
     """As the loader would read in this process; its own bookkeeping takes as long as a batch of numbers.
 
     Small batches are read together where the data set allows it, as many as take `TOGETHER_S`: numbers take a third of
-    the time, and pictures are enough for all threads. One that cannot be read is told when its turn comes.
+    the time, and pictures are enough for all threads. Not where others would wait meanwhile: processes, or a GPU.
     """
     reader = loader.dataset
     assert isinstance(reader, SeededReader) and loader.batch_sampler is not None
-    if not reader.joins:
-        yield from map(reader.__getitems__, loader.batch_sampler)
-        return
-    batches, together = iter(loader.batch_sampler), 1
-    while some := list(islice(batches, together)):
-        began = time.perf_counter()
-        try:
-            read: Iterable[Batch | Failure] = reader.read_together(some)
+    batches, together, some = iter(loader.batch_sampler), 1, []
+    if reader.joins and device.type == "cpu" and not torch.distributed.is_initialized():
+        while some := list(islice(batches, together)):
+            began = time.perf_counter()
+            try:
+                read = reader.read_together(some)
+            except Exception:
+                if len(some) == 1:
+                    raise
+                break  # one of them cannot be read, which is told when its turn comes, or they cannot be joined
             together = min(max(int(TOGETHER_S * len(some) / (time.perf_counter() - began)), 1), MOST_TOGETHER)
-        except Exception:
-            if len(some) == 1:
-                raise
-            read, together = map(reader.__getitems__, some), 1
-        yield from read
+            while read:
+                yield read.pop(0)  # and forget it: the next ones take memory, too
+    yield from map(reader.__getitems__, chain(some, batches))
 
 
 def raised(batch: Batch | Failure) -> Batch:

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class SeededReader(Dataset[Any]):
         self.dataset, self.seed = dataset, seed
         self._draws = not says(dataset, "draws_nothing")
         self._gathers = hasattr(origin(dataset), "__getitems__")
-        self.joins = self._gathers and not self._draws and says(dataset, "stacks_items")
+        self.joins = not self._draws and stacks_items(dataset)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch | Failure:
         """A failure ends in the main process: raised here, if this is it, or handed over with the worker's story."""
@@ -58,15 +58,16 @@ class SeededReader(Dataset[Any]):
             return Failure(told_elsewhere(error, f"in data worker {worker.id} of {worker.num_workers}"))
 
     def read_together(self, batches: Sequence[Sequence[int]]) -> list[Batch]:
-        """Some batches as one, in a fraction of their time. Raises what any of them meets; only where it `joins` them.
+        """Some batches as one, in a fraction of their time; only where this reader `joins` them.
 
-        The parts are copies: by how its memory is aligned, a matrix product may round.
+        The parts are copies: by how its memory is aligned, a matrix product may round. Raises what any of the batches
+        meets, and TypeError where one holds what is neither tensors [B, ...] nor lists of length B.
         """
         assert self.joins
         if len(batches) == 1:
             return [self._read(batches[0])]
         whole, sizes = self._read([index for one in batches for index in one]), list(map(len, batches))
-        parts = {key: _parts(value, sizes) for key, value in whole.items()}
+        parts = {key: _parts(whole.pop(key), sizes) for key in list(whole)}
         return [{key: part[number] for key, part in parts.items()} for number in range(len(batches))]
 
     def _read(self, indices: Sequence[int]) -> Batch:
@@ -98,6 +99,17 @@ def says(dataset: Dataset, name: str) -> bool:
     return bool(getattr(origin(dataset), name, False))
 
 
+def stacks_items(dataset: Dataset) -> bool:
+    """What it says of itself; a class with a `__getitems__` of its own says it itself, or not at all."""
+    own = origin(dataset)
+    places = [vars(own), *map(vars, type(own).__mro__)]
+    said, gathers = (
+        next((number for number, one in enumerate(places) if name in one), len(places))
+        for name in ("stacks_items", "__getitems__")
+    )
+    return says(own, "stacks_items") and said <= gathers < len(places)
+
+
 def collate(items: Any) -> Batch:
     """A data set that gathers whole batches has nothing left to collate."""
     return items if isinstance(items, dict) else default_collate(items)
@@ -105,10 +117,12 @@ def collate(items: Any) -> Batch:
 
 def _parts(value: Any, sizes: Sequence[int]) -> list[Any]:
     """[sum of sizes, ...], a tensor or a list -> one of each size."""
+    if not isinstance(value, torch.Tensor | list) or len(value) != sum(sizes):
+        raise TypeError(f"{type(value).__name__} is no batch of {sum(sizes)}")
     if isinstance(value, torch.Tensor):
         return [part.clone() for part in value.split(list(sizes))]
-    items = iter(value)
-    return [list(islice(items, size)) for size in sizes]
+    ends = list(accumulate(sizes))
+    return [value[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def seed_streams(seed: int, epoch: int, position: int) -> None:

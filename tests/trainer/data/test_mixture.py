@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Subset
 from model_constructor import ConfigError
 from trainer.data.mixture import Mixture
 from trainer.data.sampler import UpdateSampler
+from trainer.data.seeded import stacks_items
 
 
 class Rows(Dataset):
@@ -143,9 +144,10 @@ def test_a_mixture_says_of_itself_what_its_sets_say():
     assert Mixture([quiet, Subset(quiet, [0])], [1, 1]).draws_nothing
     mixed = Mixture([quiet, Subset(loud, [1])], [1, 1])
     assert not mixed.draws_nothing and mixed.needs_spawn
-    quiet.stacks_items, calm = True, Rows("calm", 2)
-    assert Mixture([quiet, Subset(quiet, [0])], [1, 1]).stacks_items
-    assert not Mixture([quiet, Subset(calm, [1])], [1, 1]).stacks_items
+    stacked, silent = Columns("stacked", 2), Columns("silent", 2)
+    stacked.stacks_items = True
+    assert stacks_items(Mixture([stacked, Subset(stacked, [0])], [1, 1]))
+    assert not stacks_items(Mixture([stacked, Subset(silent, [1])], [1, 1]))
 
 
 def test_keys_that_some_set_lacks_are_left_out():

@@ -76,8 +76,8 @@ def test_a_batch_equals_the_stacked_items_of_lerobot(picture_sets, picture_oracl
     assert_same(ours, default_collate([theirs[index] for index in indices]))
 
 
-@pytest.mark.parametrize("name", ["image", "av1"])
-def test_batches_read_together_are_those_read_one_by_one_and_as_aligned(picture_sets, name):
+@pytest.mark.parametrize("name", ["image", "av1", "h264"])
+def test_batches_read_together_are_those_read_one_by_one_and_aligned(picture_sets, name):
     reader = SeededReader(opened(picture_sets[name], {FRONT: [-1, 0], "action": [0, 1, 2]}), 0)
     batches = [[3, 4, 4], [0], [14, 1, 7]]
     assert_equal(*reader.read_together(batches[:1]), reader.__getitems__(batches[0]))

@@ -17,8 +17,17 @@ import torch
 from torch.utils.data import Dataset, StackDataset, get_worker_info
 
 from trainer.config.schemas import DataConfig
-from trainer.data.prefetch import DeviceBatches, WorkerDied, build_loader, copied_ahead, start_method, to_device
+from trainer.data.prefetch import (
+    DeviceBatches,
+    WorkerDied,
+    build_loader,
+    copied_ahead,
+    read_here,
+    start_method,
+    to_device,
+)
 from trainer.data.sampler import UpdateSampler
+from trainer.data.seeded import SeededReader
 from trainer.timing import PhaseTimer
 
 CPU = torch.device("cpu")
@@ -126,14 +135,55 @@ def test_small_batches_are_read_together_and_large_ones_when_they_are_due(second
         assert next(read, None) is None
 
 
-@pytest.mark.parametrize("changes", [{"draws_nothing": False}, {"stacks_items": False}])
+class Padded(Stacked):
+    """Its class says nothing of the way that it gathers."""
+
+    def __getitems__(self, indices):
+        return super().__getitems__(indices)
+
+
+@pytest.mark.parametrize("changes", [{"draws_nothing": False}, {"stacks_items": False}, {"__class__": Padded}])
 def test_batches_are_read_one_by_one_unless_their_data_set_says_that_together_is_the_same(changes, monkeypatch):
     monkeypatch.setattr("trainer.data.prefetch.TOGETHER_S", 60.0)
     dataset = Stacked()
-    vars(dataset).update(changes)
+    for name, value in changes.items():
+        setattr(dataset, name, value)
     with batches(dataset) as loaded:
         assert len(list(loaded)) == 4
     assert dataset.read == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize("of_several, device", [(True, "cpu"), (False, "cuda")])
+def test_batches_are_read_one_by_one_where_others_would_wait_for_some(of_several, device, monkeypatch):
+    monkeypatch.setattr("trainer.data.prefetch.TOGETHER_S", 60.0)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: of_several)
+    dataset = Stacked()
+    data = DataConfig(datamodule={"type": "any"})
+    assert len(list(read_here(build_loader(dataset, [[0, 1], [2], [3]], data, CPU, 0), torch.device(device)))) == 3
+    assert dataset.read == [[0, 1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["robot", {"x": torch.zeros(2)}, (1, 2), torch.tensor(30.0), np.zeros(2), [torch.zeros(4)] * 3],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_parted_is_read_one_by_one_and_arrives_as_it_is(value, monkeypatch):
+    class Odd(Stacked):
+        stacks_items = True
+
+        def __getitems__(self, indices):
+            return {**super().__getitems__(indices), "odd": value}
+
+    monkeypatch.setattr("trainer.data.prefetch.TOGETHER_S", 60.0)
+    dataset = Odd()
+    reader = SeededReader(dataset, 0)
+    order = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    loader = build_loader(dataset, order, DataConfig(datamodule={"type": "any"}), CPU, 0)
+    assert [batch["odd"] is value for batch in read_here(loader, CPU)] == [True] * 4
+    assert dataset.read == [[0, 1], [2, 3, 4, 5, 6, 7], [2, 3], [4, 5], [6, 7]]  # tried once
+    with pytest.raises(TypeError, match=r"is no batch of 4|0-d tensor"):
+        reader.read_together(order[:2])
 
 
 def test_what_cannot_be_read_is_told_when_its_turn_comes(monkeypatch):
