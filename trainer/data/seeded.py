@@ -66,8 +66,8 @@ class SeededReader(Dataset[Any]):
         assert self.joins
         if len(batches) == 1:
             return [self._read(batches[0])]
-        whole, sizes = self._read([index for one in batches for index in one]), list(map(len, batches))
-        parts = {key: _parts(whole.pop(key), sizes) for key in list(whole)}
+        whole, sizes = dict(self._read([index for one in batches for index in one])), list(map(len, batches))
+        parts = {key: _parts(whole.pop(key), sizes) for key in list(whole)}  # each key's whole ends with its copies
         return [{key: part[number] for key, part in parts.items()} for number in range(len(batches))]
 
     def _read(self, indices: Sequence[int]) -> Batch:

@@ -115,7 +115,8 @@ class Stacked(Numbers):
         time.sleep(self.seconds * len(indices) / 2)
         if self.breaks and 5 in indices:
             raise OSError("item 5 is gone")
-        return {"index": torch.tensor(indices), "task": [f"task {index}" for index in indices]}
+        self.given = {"index": torch.tensor(indices), "task": [f"task {index}" for index in indices]}
+        return self.given
 
 
 @pytest.mark.parametrize("seconds, most", [(0.0, 3), (0.03, 1)], ids=["small", "large"])
@@ -130,6 +131,7 @@ def test_small_batches_are_read_together_and_large_ones_when_they_are_due(second
             batch = next(read)
             assert batch["index"].tolist() == indices
             assert batch["task"] == [f"task {index}" for index in indices]
+            assert dataset.given.keys() == batch.keys()  # what the data set gave is its own
             ahead = 1 + math.ceil((number - 1) / most) * most  # the first one shows how long one takes
             assert sum(map(len, dataset.read)) == sum(map(len, order[:ahead]))
         assert next(read, None) is None
